@@ -1,0 +1,74 @@
+# Two commands on a fresh machine with python3, pip, venv and make: `make collect` and `make test`. Both may be repeated.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+PROTOS  := .venv-protos
+NODE    := .venv-buf
+JOBS    ?= 2
+RUNTIME ?= onnxruntime
+COLLECT ?= --device cpu --runtime $(RUNTIME)
+PIP     := -m pip install --quiet --disable-pip-version-check
+
+GRPCIO_TOOLS := $(shell sed -n 's/^PIN = "\(.*\)"/\1/p' tools/make_protos.py)
+BUF          := 1.75.0
+TORCH        := 2.13.0
+WITH_litert  := -e '.[litert]'
+WITH_torch   := torch==$(TORCH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup collect test check bench protos clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
+
+collect: $(VENV)/.with-$(RUNTIME) ## build a LUT of this machine's CPU and show it: make collect RUNTIME=litert, COLLECT='--budget 1m'
+	@lut=$$($(BIN)/lutbuilder collect $(COLLECT)) && $(BIN)/lutbuilder luts show "$$lut"
+
+setup: $(VENV)/.dev ## both distributions, editable, with all runtimes and dev tools
+
+test: $(VENV)/.dev ## all tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+check: $(VENV)/.dev $(PROTOS)/.ready $(NODE)/.ready ## format, lint, strict types, import contracts, protos fresh and linted
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PROTOS)/bin/python tools/make_protos.py --check
+	$(NODE)/node_modules/.bin/buf lint
+
+bench: $(VENV)/.dev ## the figures of the README, measured on this machine
+	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench" || exit 1; done
+
+protos: $(PROTOS)/.ready ## regenerate the wire code from protos/
+	$(PROTOS)/bin/python tools/make_protos.py
+
+clean: ## remove everything that was made here, tables excepted
+	rm -rf $(VENV) $(PROTOS) $(NODE) build dist *.egg-info agents/*.egg-info agents/build
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# No torch unless it is the runtime asked for.
+$(VENV)/.with-%: pyproject.toml agents/pyproject.toml | $(VENV)/.made
+	$(BIN)/python $(PIP) $(WITH_$*) -e 'agents[onnx]' -e .
+	@touch $@
+
+# torch first and by its exact version, so that nothing else chooses one.
+$(VENV)/.dev: pyproject.toml agents/pyproject.toml | $(VENV)/.made
+	$(BIN)/python $(PIP) torch==$(TORCH)
+	$(BIN)/python $(PIP) -e 'agents[onnx,litert,torch]' -e '.[dev]'
+	@touch $(addprefix $(VENV)/.with-,onnxruntime litert torch) $@
+
+# The oldest grpcio-tools the agent supports: generated code refuses older runtimes, not newer ones. Wheels: Python 3.10-3.12.
+$(PROTOS)/.ready: tools/make_protos.py
+	$(PYTHON) -m venv $(PROTOS)
+	$(PROTOS)/bin/python $(PIP) grpcio-tools==$(GRPCIO_TOOLS)
+	@touch $@
+
+$(NODE)/.ready: Makefile
+	@command -v npm >/dev/null || { echo "the protos are linted by buf, which npm installs: install Node.js with npm"; exit 1; }
+	npm install --silent --no-audit --no-fund --prefix $(NODE) @bufbuild/buf@$(BUF)
+	@touch $@

@@ -1,0 +1,455 @@
+"""The worker: a child process that owns the device, and the handle its parent holds.
+
+The child loads every artifact once (`plan.instances` times) and then times rounds. An op that crashes or hangs kills the
+child, never the parent: a journal on disk keeps the visits of the broken round, a shared counter tells which op was
+running, and a fresh child goes on without it. While a round runs the parent sleeps in one `poll`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from lutbuilder_agent.errors import (
+    LutbuilderError,
+    MissingExtra,
+    RuntimeUnavailable,
+    SpecError,
+    UnsupportedOp,
+)
+from lutbuilder_agent.records import Failure, FailureReason, LeasedOp, OpId, Plan, Timing
+
+if TYPE_CHECKING:
+    from lutbuilder_agent.runtimes import Prepared, Runtime
+
+_MARK = struct.Struct("<qq")  # steps made so far, index of the op at work
+_NOBODY = -1
+_START_S = 120.0  # importing torch on a phone-class core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """What one round saw; `round_ns` is its wall time in the worker, of which `timed_ns` was spent inside visits."""
+
+    round: int
+    timings: tuple[Timing, ...]
+    failures: tuple[Failure, ...]
+    round_ns: int
+    timed_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Load:
+    op: LeasedOp
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    plan: Plan
+    loads: tuple[_Load, ...]
+    generation: int
+    not_before_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    error: LutbuilderError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RunRound:
+    round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RoundDone:
+    round_ns: int
+    timed_ns: int
+
+
+@dataclass(slots=True)
+class _Seen:
+    timings: list[Timing] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    round_ns: int = 0
+    timed_ns: int = 0
+
+
+class Worker:
+    """A running worker for one lease. Not thread-safe; use as a context manager, or call `close`.
+
+    Raises MissingExtra or RuntimeUnavailable from `prepare` if the plan's runtime does not run here: that is no op's fault.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._loads: list[_Load] = []
+        self._dropped: set[OpId] = set()
+        self._generation = 0
+        self._last_ns = 0
+        self._child: _Child | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def prepare(self, ops: Sequence[tuple[LeasedOp, Path]]) -> tuple[Failure, ...]:
+        """Load every artifact `plan.instances` times and return the ops that failed; the others are ready for rounds."""
+        self._loads = [_Load(op=op, path=str(path)) for op, path in ops]
+        return self._respawn(round=0)
+
+    def run_round(self, round: int) -> RoundResult:
+        """Visit every op that is due in this round once. A failing op becomes a Failure and leaves the rotation."""
+        seen = _Seen()
+        started_ns = time.perf_counter_ns()
+        visited: set[OpId] = set()
+        while due := [load.op for load in self._loads if round % load.op.every == 0 and load.op.op_id not in visited]:
+            if self._child is None:
+                seen.failures += self._respawn(round=round)
+                continue
+            done, culprit = self._child.run_round(round, skip=visited | self._dropped)
+            journal = self._child.read_journal()
+            seen.timings += journal
+            visited |= {timing.op_id for timing in journal}
+            if done is not None:
+                seen.round_ns += done.round_ns
+                seen.timed_ns += done.timed_ns
+                break
+            seen.failures.append(self._bury(culprit, due, round=round))
+        if seen.timings:
+            self._last_ns = max(t.start_ns + sum(t.samples_ns) for t in seen.timings)
+        wall_ns = time.perf_counter_ns() - started_ns
+        if self._plan.runtime == "simulated":
+            wall_ns = max(wall_ns, seen.round_ns)
+        return RoundResult(
+            round=round,
+            timings=tuple(seen.timings),
+            failures=tuple(seen.failures),
+            round_ns=max(wall_ns, seen.timed_ns),
+            timed_ns=seen.timed_ns,
+        )
+
+    def drop(self, op_ids: Sequence[OpId]) -> None:
+        """Take ops out of the rotation; unknown ids are ignored."""
+        gone = set(op_ids)
+        self._dropped |= gone
+        self._loads = [load for load in self._loads if load.op.op_id not in gone]
+
+    def close(self) -> None:
+        """End the child and remove its files. Safe to call twice."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+    def _respawn(self, *, round: int) -> tuple[Failure, ...]:
+        """Start a child and load everything, burying every op that kills it on the way."""
+        failures: list[Failure] = []
+        while self._loads:
+            self.close()
+            self._child = _Child(self._plan)
+            start = _Start(
+                plan=self._plan, loads=tuple(self._loads), generation=self._generation, not_before_ns=self._last_ns
+            )
+            self._generation += 1
+            answer, culprit = self._child.load(start)
+            if isinstance(answer, _Refused):
+                self.close()
+                raise answer.error
+            if isinstance(answer, _Loaded):
+                failures += answer.failures
+                gone = {failure.op_id for failure in answer.failures}
+                self._loads = [load for load in self._loads if load.op.op_id not in gone]
+                break
+            failures.append(self._bury(culprit, [load.op for load in self._loads], round=round))
+        return tuple(Failure(op_id=f.op_id, round=round, reason=f.reason, detail=f.detail) for f in failures)
+
+    def _bury(self, culprit: _Death, due: Sequence[LeasedOp], *, round: int) -> Failure:
+        """Record the op that ended the child and take it out; the child is gone afterwards."""
+        self.close()
+        if culprit.op_id is None:
+            # It died between ops, before any was at work; blaming the first that was due keeps the loop finite.
+            culprit = _Death(op_id=due[0].op_id, reason=culprit.reason, detail=f"{culprit.detail} (between ops)")
+        op_id = culprit.op_id or due[0].op_id
+        self._loads = [load for load in self._loads if load.op.op_id != op_id]
+        return Failure(op_id=op_id, round=round, reason=culprit.reason, detail=culprit.detail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Death:
+    op_id: OpId | None
+    reason: FailureReason
+    detail: str
+
+
+class _Child:
+    """The parent's end of one child process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._folder = tempfile.TemporaryDirectory(prefix="lutbuilder-worker-")
+        folder = Path(self._folder.name)
+        (folder / "mark").write_bytes(_MARK.pack(0, _NOBODY))
+        self._journal = folder / "journal"
+        self._stderr = (folder / "stderr").open("w+b")
+        self._ids: tuple[OpId, ...] = ()
+        ours, theirs = _pipe()
+        self._pipe = ours
+        with (folder / "mark").open("r+b") as mark:
+            self._mark = mmap.mmap(mark.fileno(), _MARK.size)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "lutbuilder_agent.worker", str(theirs.fileno()), str(folder), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            start_new_session=True,  # killed as a group, with whatever a runtime started
+        )
+        theirs.close()
+
+    def load(self, start: _Start) -> tuple[object, _Death]:
+        self._ids = tuple(load.op.op_id for load in start.loads)
+        return self._ask(start, patience_s=max(_START_S, self._plan.op_timeout_ns / 1e9))
+
+    def run_round(self, round: int, *, skip: set[OpId]) -> tuple[_RoundDone | None, _Death]:
+        self._journal.write_bytes(b"")
+        answer, death = self._ask((_RunRound(round=round), frozenset(skip)), patience_s=self._plan.op_timeout_ns / 1e9)
+        return (answer if isinstance(answer, _RoundDone) else None), death
+
+    def read_journal(self) -> list[Timing]:
+        """Return the visits of the last round, also when the child died in the middle of writing one."""
+        timings: list[Timing] = []
+        with self._journal.open("rb") as journal, contextlib.suppress(EOFError, pickle.UnpicklingError):
+            while True:  # ends by EOFError; a torn last record is a visit that did not finish
+                timings += pickle.load(journal)
+        return timings
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._pipe.close()
+        self._mark.close()
+        self._stderr.close()
+        self._folder.cleanup()
+
+    def _ask(self, question: object, *, patience_s: float) -> tuple[object, _Death]:
+        nothing = _Death(op_id=None, reason="crashed", detail="")
+        try:
+            self._pipe.send(question)
+            steps = self._steps()
+            while not self._pipe.poll(patience_s):
+                if self._process.poll() is not None:
+                    break
+                now = self._steps()
+                if now == steps:  # a whole patience without a single call finished
+                    return None, self._death("timed_out", f"no call finished within {patience_s:g} s")
+                steps = now
+            else:
+                return self._pipe.recv(), nothing
+        except (EOFError, OSError):
+            pass  # the child died; its exit status says how
+        code = self._process.wait()
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
+        reason: FailureReason = "out_of_memory" if code == -signal.SIGKILL else "crashed"
+        return None, self._death(reason, f"worker ended by {how}")
+
+    def _death(self, reason: FailureReason, detail: str) -> _Death:
+        index = _MARK.unpack(self._mark[:])[1]
+        op_id = self._ids[index] if 0 <= index < len(self._ids) else None
+        self._stderr.seek(0)
+        words = self._stderr.read()[-500:].decode(errors="replace").strip()
+        return _Death(op_id=op_id, reason=reason, detail=f"{detail}; {words}" if words else detail)
+
+    def _steps(self) -> int:
+        return int(_MARK.unpack(self._mark[:])[0])
+
+
+def _pipe() -> tuple[Connection, Connection]:
+    import socket
+
+    ours, theirs = socket.socketpair()
+    return Connection(ours.detach()), Connection(theirs.detach())
+
+
+# ---- the child ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Ready:
+    """One op, loaded: its instances, and how often it has been visited."""
+
+    index: int
+    op: LeasedOp
+    instances: list[Prepared]
+    visits: int = 0
+
+
+class _Bench:
+    """The child's state: the runtime and everything it has loaded."""
+
+    def __init__(self, start: _Start, runtime: Runtime, mark: mmap.mmap, journal: Path) -> None:
+        from lutbuilder_agent.timing import make_flush
+
+        self._plan = start.plan
+        self._runtime = runtime
+        self._first_instance = start.generation * start.plan.instances
+        self._shift_ns = max(0, start.not_before_ns - runtime.now_ns())  # a restarted virtual clock goes on, not back
+        self._mark = mark
+        self._steps = 0
+        self._journal = journal
+        self._flush = make_flush() if start.plan.cache == "flushed" else None
+        self._ready: dict[OpId, _Ready] = {}
+
+    def load(self, loads: Sequence[_Load]) -> tuple[Failure, ...]:
+        """Load instance after instance of all ops, so that the instances of one op do not lie side by side in memory."""
+        failures: dict[OpId, Failure] = {}
+        for k in range(self._plan.instances):
+            for index, load in enumerate(loads):
+                if load.op.op_id in failures:
+                    continue
+                self._step(index)
+                try:
+                    prepared = self._runtime.prepare(Path(load.path).read_bytes(), instance=self._first_instance + k)
+                    ready = self._ready.setdefault(load.op.op_id, _Ready(index=index, op=load.op, instances=[]))
+                    ready.instances.append(prepared)
+                    prepared.timed_call()
+                except (UnsupportedOp, SpecError, MemoryError) as error:
+                    failures[load.op.op_id] = _failure(load.op, error)
+                    self._ready.pop(load.op.op_id, None)
+        self._step(_NOBODY)
+        return tuple(failures.values())
+
+    def run_round(self, round: int, skip: frozenset[OpId]) -> _RoundDone:
+        """Visit every op that is due, in trains or alone, and journal each visit as soon as it is over."""
+        from lutbuilder_agent.timing import shuffled, trains
+
+        started_ns = self._runtime.now_ns()
+        timed_ns = 0
+        for op_id in skip & self._ready.keys():  # dropped, or visited before the child was replaced
+            if op_id not in self._ready:
+                continue
+        due = [r for r in self._ready.values() if round % r.op.every == 0 and r.op.op_id not in skip]
+        due = shuffled(due, seed=self._plan.seed, round=round)
+        units = [[ready] for ready in due if ready.op.solo]
+        together = [ready for ready in due if not ready.op.solo]
+        if together:
+            units += trains(together, length=self._plan.train_ops)
+        order = 0
+        with self._journal.open("ab", buffering=0) as journal:
+            for unit in shuffled(units, seed=self._plan.seed + 1, round=round):
+                before_ns = self._runtime.now_ns()
+                timings = self._visit(unit, round=round, order=order)
+                timed_ns += self._runtime.now_ns() - before_ns
+                order += len(unit)
+                journal.write(pickle.dumps(timings))
+        self._step(_NOBODY)
+        return _RoundDone(round_ns=self._runtime.now_ns() - started_ns, timed_ns=timed_ns)
+
+    def _visit(self, unit: Sequence[_Ready], *, round: int, order: int) -> list[Timing]:
+        from lutbuilder_agent.timing import time_train
+
+        chosen = [ready.visits % len(ready.instances) for ready in unit]
+        blocks = time_train(
+            [ready.instances[k] for ready, k in zip(unit, chosen)],
+            self._plan,
+            now_ns=self._runtime.now_ns,
+            on_call=lambda i: self._step(unit[i].index),
+            flush=self._flush,
+        )
+        for ready in unit:
+            ready.visits += 1
+        return [
+            Timing(
+                op_id=ready.op.op_id,
+                round=round,
+                order=order + i,
+                instance=self._first_instance + k,
+                start_ns=block.start_ns + self._shift_ns,
+                warmup_ns=block.warmup_ns,
+                samples_ns=block.samples_ns,
+                preempted=block.preempted,
+            )
+            for i, (ready, k, block) in enumerate(zip(unit, chosen, blocks))
+        ]
+
+    def _step(self, index: int) -> None:
+        self._steps += 1
+        _MARK.pack_into(self._mark, 0, self._steps, index)
+
+
+def _failure(op: LeasedOp, error: Exception) -> Failure:
+    reason: FailureReason = "bad_artifact"
+    if isinstance(error, UnsupportedOp):
+        reason = "unsupported"
+    elif isinstance(error, MemoryError):
+        reason = "out_of_memory"
+    return Failure(op_id=op.op_id, round=0, reason=reason, detail=str(error)[:2000])
+
+
+def _serve(pipe: Connection, folder: Path) -> None:
+    """Answer the parent until it closes the pipe."""
+    import gc
+
+    from lutbuilder_agent.runtimes import load
+
+    with (folder / "mark").open("r+b") as file:
+        mark = mmap.mmap(file.fileno(), _MARK.size)
+    start = pipe.recv()
+    try:
+        runtime = load(start.plan.runtime, threads=start.plan.threads, options=dict(start.plan.options))
+    except (MissingExtra, RuntimeUnavailable, SpecError) as error:
+        pipe.send(_Refused(error=error))
+        return
+    bench = _Bench(start, runtime, mark, folder / "journal")
+    pipe.send(_Loaded(failures=bench.load(start.loads)))
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # a collection in the middle of a sample is not the op's time
+    for question, skip in _questions(pipe):
+        pipe.send(bench.run_round(question.round, skip))
+        gc.collect()
+
+
+def _questions(pipe: Connection) -> Iterator[tuple[_RunRound, frozenset[OpId]]]:
+    with contextlib.suppress(EOFError):
+        while True:
+            yield pipe.recv()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry of the child: pipe file descriptor, folder, parent's pid."""
+    from lutbuilder_agent.orphan import die_with_parent
+
+    fd, folder, parent = int(arguments[0]), Path(arguments[1]), int(arguments[2])
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    _serve(Connection(fd), folder)
+
+
+if __name__ == "__main__":
+    # Imported again under its own name, so that what is pickled to the parent has a name both sides know.
+    from lutbuilder_agent import worker
+
+    worker.main(sys.argv[1:])

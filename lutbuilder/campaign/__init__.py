@@ -1,0 +1,1 @@
+"""What to measure and when to stop: missing ops, batches with sentinels, rounds, ETA."""

@@ -1,0 +1,104 @@
+"""CampaignSpec: a space measured on a target under one plan. Canonical, so that the same command finds the same campaign."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from lutbuilder.op import OpSpec
+from lutbuilder_agent.errors import SpecError
+from lutbuilder_agent.records import Cache, Plan
+
+Role = Literal["op", "overhead", "network"]
+ALL_BATCHES = -1  # a sentinel: visited in every batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What one LUT speaks for: device + runtime + conditions. `device` is the silicon's slug, as in Fingerprint.device."""
+
+    device: str
+    runtime: str
+    dtype: str = "fp32"
+    batch: int = 1
+    threads: int = 1
+    cache: Cache = "hot"
+
+    @property
+    def lut_name(self) -> str:
+        """Folder below luts/: `<device>/<runtime>-<dtype>-bs<N>`, with `-t<threads>` or `-<cache>` where not the default."""
+        threads = f"-t{self.threads}" if self.threads != 1 else ""
+        cache = f"-{self.cache}" if self.cache != "hot" else ""
+        return f"{self.device}/{self.runtime}-{self.dtype}-bs{self.batch}{threads}{cache}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CampaignOp:
+    """One thing a campaign visits: an op, a call-overhead op, or a whole network (several OpSpecs run as one graph)."""
+
+    op_id: str
+    role: Role
+    ops: tuple[OpSpec, ...]
+    batch: int = 0  # which lease batch; ALL_BATCHES for sentinels
+    every: int = 1  # visited in every n-th round
+
+    @classmethod
+    def of(cls, op: OpSpec, *, batch: int = 0) -> CampaignOp:
+        """An op (or overhead op, for an identity) on its own."""
+        return cls(op_id=op.op_id, role="overhead" if op.kind == "identity" else "op", ops=(op,), batch=batch)
+
+    @classmethod
+    def network(cls, ops: tuple[OpSpec, ...], *, batch: int = 0, every: int = 1) -> CampaignOp:
+        """A whole network, named by the hash of its ops."""
+        body = "+".join(op.op_id for op in ops)
+        op_id = f"net-{hashlib.sha256(body.encode()).hexdigest()[:16]}"
+        return cls(op_id=op_id, role="network", ops=ops, batch=batch, every=every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignSpec:
+    """Everything that defines a campaign; `key` names it, so a killed command started again continues it."""
+
+    space: str
+    target: Target
+    plan: Plan
+    env_id: str  # fingerprint of the device; another environment is another campaign
+    ops: tuple[CampaignOp, ...]
+    budget_s: float
+    precision: float  # wanted relative half-width of the 95 % interval
+    max_rounds: int
+    purpose: Literal["collect", "validate"] = "collect"
+    repeat: int = 0  # n-th deliberate re-run of an otherwise equal campaign
+
+    def __post_init__(self) -> None:
+        ids = [op.op_id for op in self.ops]
+        if not ids or len(set(ids)) != len(ids):
+            raise SpecError("a campaign names at least one op, each once")
+
+    @cached_property
+    def key(self) -> str:
+        """16 hex digits over everything above."""
+        return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_canonical` gives an equal spec back."""
+        body = {name: getattr(self, name) for name in (
+            "space", "env_id", "budget_s", "precision", "max_rounds", "purpose", "repeat")}  # fmt: skip
+        body["target"] = asdict(self.target)
+        body["plan"] = asdict(self.plan)
+        body["ops"] = [{**asdict(op), "ops": [o.canonical() for o in op.ops]} for op in self.ops]
+        return body
+
+    @classmethod
+    def from_canonical(cls, body: dict[str, Any]) -> CampaignSpec:
+        """Inverse of `canonical`, also after a trip through JSON."""
+        values = dict(body)
+        plan = dict(values.pop("plan"))
+        plan["options"] = tuple((str(k), str(v)) for k, v in plan["options"])
+        ops = tuple(
+            CampaignOp(**{**op, "ops": tuple(OpSpec.from_canonical(o) for o in op["ops"])}) for op in values.pop("ops")
+        )
+        return cls(target=Target(**values.pop("target")), plan=Plan(**plan), ops=ops, **values)

@@ -1,0 +1,1 @@
+"""The command line: one file a command group; each parses, makes one call and renders. Imports sit in functions."""

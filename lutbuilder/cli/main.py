@@ -1,0 +1,55 @@
+"""`lutbuilder`: the commands, and where the program starts. Help is plain text: drawing it would double the start."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lutbuilder.cli import agents, collect, devices, doctor, luts, spaces, validate
+
+app = typer.Typer(
+    name="lutbuilder",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from lutbuilder import __version__
+
+        print(f"lutbuilder {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def lutbuilder(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """What will this architecture cost on that device? Build, prove and read measured latency tables.
+
+    \b
+    Examples:
+      lutbuilder collect --device cpu --space proxyless
+      lutbuilder luts list
+      lutbuilder validate luts/<device>/onnxruntime-fp32-bs1
+    """
+
+
+app.command()(collect.collect)
+app.command()(validate.validate)
+app.add_typer(luts.app, name="luts")
+app.command()(devices.devices)
+app.add_typer(spaces.app, name="spaces")
+app.command()(agents.agents)
+app.command()(doctor.doctor)
+
+
+def main() -> None:
+    """Run the program and end the process with the exit status of its errors."""
+    app()

@@ -1,0 +1,1 @@
+"""The statistics of timing: pure functions on numpy arrays. Imports numpy and scipy only."""

@@ -1,0 +1,123 @@
+"""The two-way fit: op effects and machine speed, estimated together from interleaved visits (measurement.md, "The method").
+
+    log t[visit] = theta[op] + s(time of visit) + noise
+
+`s` is the running median of the residuals of the visits around it in time, nearly all of them visits of other ops; theta
+is the op's mean over instances of the median over its visits. The two alternate until neither moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutbuilder.stats.records import Visits
+
+WINDOW = 25  # visits; chosen in docs/decisions/0003 by test-retest on recorded visits
+_MAX_STEPS = 30
+_SETTLED = 1e-5  # relative: a hundredth of the tightest interval anyone asks for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftFit:
+    """Op effects and machine speed. Shapes: n visits, m ops, j (op, session, instance) groups that have visits.
+
+    `theta` (m,): log ns of each op at the campaign's typical speed, NaN for ops without visits. `speed` (n,): log slowdown of
+    the machine at each visit, median 0. `residual` (n,): what neither explains. `group_theta`, `group_op` (j,): the effect
+    of each instance and its op.
+    """
+
+    theta: NDArray[np.float64]
+    speed: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    group_theta: NDArray[np.float64]
+    group_op: NDArray[np.int64]
+    steps: int
+
+
+def fit(visits: Visits, *, window: int = WINDOW) -> DriftFit:
+    """Return the two-way fit; `window` 0 gives plain medians without a drift model, for comparison.
+
+    Order of visits does not matter; sessions have their own stretch of `s`.
+    """
+    n_ops = len(visits.op_ids)
+    log_t = np.log(visits.block_ns)
+    groups, group_op = _instances(visits)
+    speed = np.zeros(len(visits))
+    theta, group_theta = _op_effects(log_t, groups, group_op, n_ops)
+    steps = 0
+    if window and len(visits):
+        stretches = _stretches(visits)
+        for steps in range(1, _MAX_STEPS + 1):
+            residual = log_t - theta[visits.op]
+            for stretch in stretches:
+                speed[stretch] = _running_median(residual[stretch], window)
+            speed -= np.median(speed)
+            before = theta
+            theta, group_theta = _op_effects(log_t - speed, groups, group_op, n_ops)
+            if np.nanmax(np.abs(theta - before)) < _SETTLED:
+                break
+    return DriftFit(
+        theta=theta,
+        speed=speed,
+        residual=log_t - theta[visits.op] - speed,
+        group_theta=group_theta,
+        group_op=group_op,
+        steps=steps,
+    )
+
+
+def grouped_median(values: NDArray[np.float64], groups: NDArray[np.int64], n_groups: int) -> NDArray[np.float64]:
+    """Return the median of `values` in each group 0 .. n_groups - 1; NaN for empty groups. One sort, no Python loop."""
+    medians = np.full(n_groups, np.nan)
+    if not len(values):
+        return medians
+    order = np.lexsort((values, groups))
+    ranked = values[order]
+    starts = np.searchsorted(groups[order], np.arange(n_groups + 1))
+    counts = np.diff(starts)
+    some = counts > 0
+    low = starts[:-1][some] + (counts[some] - 1) // 2
+    high = starts[:-1][some] + counts[some] // 2
+    medians[some] = 0.5 * (ranked[low] + ranked[high])
+    return medians
+
+
+def _instances(visits: Visits) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the (op, session, instance) combinations that occur; return each visit's number and each number's op."""
+    if not len(visits):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    keys = np.stack([visits.op, visits.session, visits.instance], axis=1)
+    unique, numbers = np.unique(keys, axis=0, return_inverse=True)
+    return numbers.reshape(-1).astype(np.int64), unique[:, 0].astype(np.int64)
+
+
+def _op_effects(
+    log_t: NDArray[np.float64], groups: NDArray[np.int64], group_op: NDArray[np.int64], n_ops: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return per-op means over instances of medians over visits, and those medians."""
+    group_theta = grouped_median(log_t, groups, len(group_op))
+    counts = np.bincount(groups, minlength=len(group_op)).astype(np.float64)
+    # An instance seen once or twice says little yet; from a handful of visits on all instances weigh the same.
+    weights = np.minimum(counts, 4.0)
+    total = np.bincount(group_op, weights=weights, minlength=n_ops)
+    with np.errstate(invalid="ignore"):
+        theta = np.bincount(group_op, weights=weights * group_theta, minlength=n_ops) / np.where(total > 0, total, np.nan)
+    return theta, group_theta
+
+
+def _stretches(visits: Visits) -> list[NDArray[np.int64]]:
+    """Return each session's visits in the order they were made."""
+    order = np.lexsort((visits.order, visits.start_ns, visits.session))
+    cuts = np.flatnonzero(np.diff(visits.session[order])) + 1
+    return [part.astype(np.int64) for part in np.split(order, cuts)]
+
+
+def _running_median(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    from scipy.ndimage import median_filter
+
+    size = min(window | 1, len(values) - (1 - len(values) % 2))
+    smooth: NDArray[np.float64] = median_filter(values, size=max(size, 1), mode="nearest")
+    return smooth

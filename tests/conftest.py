@@ -1,0 +1,43 @@
+"""What every test shares. Fixtures live here only if more than one folder of tests uses them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def fresh_python(tmp_path: Path) -> Callable[[str], str]:
+    """Return a function that runs code in a process of its own, sees this checkout first, and gives its stdout.
+
+    For claims about what an import loads: this process has long loaded everything.
+    """
+
+    def run(code: str) -> str:
+        path = os.pathsep.join([str(ROOT), str(ROOT / "agents")])
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path, "HOME": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run

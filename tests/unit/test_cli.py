@@ -1,0 +1,569 @@
+"""The command line: what people type is understood, or refused with what to type instead and no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lutbuilder.campaign.request import Progress
+from lutbuilder.campaign.spec import Target
+from lutbuilder.campaign.state import STORE_NAME, state_folder
+from lutbuilder.cli import values
+from lutbuilder.cli.console import emit_json, errors_shown, plain
+from lutbuilder.cli.main import app
+from lutbuilder.cli.progress import LINE_EVERY_S, ProgressView, figures, share_done
+from lutbuilder.doctor import Check, check_folder, check_load, check_python, check_runtimes
+from lutbuilder.lut import LutMeta, Row, publish
+from lutbuilder.op import OpSpec
+from lutbuilder_agent.errors import LutbuilderError, NoAgent, SpecError
+from lutbuilder_agent.records import Fingerprint, Plan, RuntimeReport
+
+COMMANDS = (
+    "collect",
+    "validate",
+    "luts",
+    "luts list",
+    "luts show",
+    "devices",
+    "spaces",
+    "spaces show",
+    "agents",
+    "doctor",
+)
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch):
+    """Return a function that runs a command line in an empty folder and gives (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUTBUILDER_STATE", str(tmp_path / "state"))
+
+    def run(line: str):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            app(shlex.split(line), prog_name="lutbuilder")
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+# --- What people type
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("3m", 180),
+        ("1h30m", 5400),
+        ("1h0m5s", 3605),
+        ("45", 45),
+        ("0.5m", 30),
+        (" 2H ", 7200),
+        ("1.5", 1.5),
+    ],
+)
+def test_durations_are_read_as_people_write_them(text, seconds):
+    assert values.duration_s(text, option="--budget") == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3x", "m", "1m30m", "30s1m", "-3m", "1.2.3s", ".", "..s", "1e3", "inf", "nan", "٣m"]
+)
+def test_what_is_no_duration_is_answered_with_how_to_write_one(text):
+    with pytest.raises(SpecError, match=r"--budget .* is not a duration; write it as 90s, 3m or 1h30m"):
+        values.duration_s(text, option="--budget")
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "31h999h", "1000h"])
+def test_a_budget_is_above_zero_and_finite(text):
+    with pytest.raises(SpecError):
+        values.duration_s(text, option="--budget")
+
+
+def test_waiting_may_be_zero():
+    assert values.duration_s("0s", option="--wait", zero=True) == 0
+
+
+@given(st.integers(min_value=1, max_value=359_999))
+def test_a_printed_duration_reads_back_to_the_minute_or_better(seconds):
+    again = values.duration_s(values.duration_text(seconds), option="--budget")
+    assert abs(again - seconds) <= (0 if seconds < 3599 else 30)
+
+
+def answer(read, text: str) -> float | str:
+    """What `read` makes of a text: its value, or the message of its refusal."""
+    try:
+        return read(text, option="--typed")
+    except SpecError as error:
+        return str(error)
+
+
+@given(st.text(max_size=12) | st.from_regex(r"[0-9.]{0,4}h?[0-9.]{0,4}m?[0-9.]{0,4}s?", fullmatch=True))
+def test_any_text_is_a_duration_or_a_clear_refusal(text):
+    told = answer(values.duration_s, text)
+    assert "--typed" in told if isinstance(told, str) else 0 < told <= 30 * 86_400
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1%", 0.01), ("0.01", 0.01), ("0.5 %", 0.005), (".02", 0.02), ("99%", 0.99)]
+)
+def test_fractions_are_read_with_and_without_percent(text, value):
+    assert values.fraction(text, option="--precision") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "%", "1%%", "one", "-1%", "0", "0%", "100%", "1", "nan", "1e-2"])
+def test_what_is_no_fraction_is_refused(text):
+    with pytest.raises(SpecError, match="--precision"):
+        values.fraction(text, option="--precision")
+
+
+def test_a_forgotten_percent_sign_is_noticed():
+    with pytest.raises(SpecError, match=r"did you mean 2%\?"):
+        values.fraction("2", option="--precision")
+
+
+@given(st.text(max_size=10) | st.from_regex(r"[0-9.]{0,6} ?%?", fullmatch=True))
+def test_any_text_is_a_fraction_or_a_clear_refusal(text):
+    told = answer(values.fraction, text)
+    assert "--typed" in told if isinstance(told, str) else 0 < told < 1
+
+
+@given(st.floats(min_value=1e-4, max_value=0.99))
+def test_a_fraction_means_the_same_with_and_without_percent(value):
+    plain_text, percent = f"{value:.8f}", f"{100 * value:.8f}%"
+    assert values.fraction(percent, option="-p") == pytest.approx(values.fraction(plain_text, option="-p"), abs=1e-7)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "localhost:7070", "[::1]:80", "0.0.0.0:65535"])
+def test_an_address_is_host_and_port(text):
+    assert values.listen_address(text, option="--listen") == text
+
+
+@pytest.mark.parametrize("text", ["", "7070", ":7070", "host:", "host:x", "host:65536", "host:-1"])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(SpecError, match=r"is not HOST:PORT; write it as 127\.0\.0\.1:0"):
+        values.listen_address(text, option="--listen")
+
+
+# --- Help
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_help_text_has_an_example(cli, command):
+    status, out, _ = cli(f"{command} --help")
+    assert status == 0
+    assert "Examples:\n" in out
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_example_is_understood_by_the_parser(cli, command):
+    _, out, _ = cli(f"{command} --help")
+    lines = re.findall(r"^ +(lutbuilder .*)$", out.partition("Examples:")[2].partition("\n\n")[0], flags=re.MULTILINE)
+    assert lines
+    for line in lines:
+        parse(line)
+
+
+def parse(line: str) -> None:
+    """Parse a command line without running it; any word the program does not know is an error."""
+    words = shlex.split(re.sub(r"<[a-z]+>", "x", re.sub(r'"\$\(.*\)"', "x", line)))[1:]
+    command = typer.main.get_command(app)
+    with command.make_context("lutbuilder", words, resilient_parsing=False) as context:
+        while getattr(command, "commands", None):
+            rest = [*getattr(context, "_protected_args", []), *context.args]
+            if not rest:
+                break
+            name, command, rest = command.resolve_command(context, rest)
+            context = command.make_context(name, rest, parent=context)
+
+
+def test_the_parser_used_above_refuses_what_does_not_exist():
+    with pytest.raises(Exception, match=r"(?i)no such option"):
+        parse("lutbuilder collect --budgte 3m")
+    with pytest.raises(Exception, match=r"(?i)no such command"):
+        parse("lutbuilder luts delete")
+
+
+def test_command_lines_in_the_docs_are_understood(root):
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (root / name).read_text(encoding="utf-8")
+        lines = re.findall(
+            r"^(?:\$ )?(lutbuilder (?:collect|validate|luts|devices|spaces|agents|doctor)\b[^`#\n]*)", text, re.M
+        )
+        for line in lines:
+            parse(line)
+        assert lines or name != "README.md"
+
+
+def test_the_version_is_the_package_version(cli):
+    import lutbuilder
+
+    assert cli("--version") == (0, f"lutbuilder {lutbuilder.__version__}\n", "")
+
+
+# --- Bad input
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "says"),
+    [
+        ("collect --device v10", 64, "error[unknown_name]: unknown device 'v10'; did you mean v100"),
+        (
+            "collect --space proxyles",
+            64,
+            "error[unknown_name]: unknown search space 'proxyles'; did you mean proxyless",
+        ),
+        (
+            "collect --runtime onnxruntme",
+            64,
+            "error[unknown_name]: unknown runtime 'onnxruntme'; did you mean onnxruntime",
+        ),
+        ("collect --budget 3x", 65, "error[bad_spec]: --budget '3x' is not a duration"),
+        ("collect --precision 1", 65, "did you mean 1%?"),
+        ("collect --bs 0", 65, "error[bad_spec]: --bs must be from 1 to 4096, got 0"),
+        ("collect --threads 0", 65, "--threads must be from 1"),
+        ("collect --listen nowhere", 65, "is not HOST:PORT"),
+        ("collect --cache warm", 65, "write one of hot, rotating, flushed"),
+        ("collect --wait never", 65, "--wait 'never' is not a duration"),
+        ("validate luts/nothing/here", 66, "error[lut_not_found]"),
+        ("validate x --random -1", 65, "--random must be from 0"),
+        ("luts show nothing/here", 66, "error[lut_not_found]: no LUT 'nothing/here'"),
+        ("luts show", 66, "collect one: lutbuilder collect --device cpu"),
+        ("spaces show nothing", 64, "error[unknown_name]"),
+        ("collect --nonsense", 2, "nonsense"),
+        ("frobnicate", 2, "frobnicate"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line_and_its_status(cli, line, status, says):
+    code, out, err = cli(line)
+    assert says in err
+    assert (code, out) == (status, "")
+    assert "Traceback" not in err
+
+
+def test_with_json_an_error_is_one_json_object_on_stdout(cli):
+    status, out, err = cli("collect --device v10 --json")
+    error = json.loads(out)["error"]
+    assert (status, error["code"], error["exit_status"]) == (64, "unknown_name", 64)
+    assert "did you mean v100" in error["message"]
+    assert "error[unknown_name]" in err
+
+
+def test_debug_shows_the_traceback_of_an_expected_error(cli):
+    _, _, err = cli("collect --device v10 --debug")
+    assert "Traceback" in err
+    assert err.rstrip().splitlines()[-1].startswith("error[unknown_name]")
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_ctrl_c_ends_with_130_and_says_that_nothing_is_lost(capsys, resumable):
+    with pytest.raises(typer.Exit) as end, errors_shown(as_json=True, debug=False, resumable=resumable):
+        raise KeyboardInterrupt
+    out, err = capsys.readouterr()
+    assert end.value.exit_code == 130
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert ("nothing acknowledged is lost; run the same command again to continue" in err) is resumable
+    assert "Traceback" not in err
+
+
+def test_an_agent_that_never_came_has_its_own_status(capsys):
+    with pytest.raises(typer.Exit) as end, errors_shown(as_json=False, debug=False):
+        raise NoAgent("no agent of device v100 came within 30s")
+    assert end.value.exit_code == 75
+    assert capsys.readouterr().err == "error[no_agent]: no agent of device v100 came within 30s\n"
+
+
+def test_an_error_nobody_expected_is_a_bug_with_its_traceback(capsys):
+    with pytest.raises(typer.Exit) as end, errors_shown(as_json=False, debug=False):
+        raise ZeroDivisionError("division by zero")
+    err = capsys.readouterr().err
+    assert end.value.exit_code == LutbuilderError.exit_status
+    assert "Traceback" in err
+    assert "error[internal]: ZeroDivisionError" in err
+
+
+# --- JSON
+
+
+def test_json_has_no_word_for_what_is_not_finite(capsys):
+    emit_json({"a": float("nan"), "b": float("inf"), "c": 1.5})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": None, "c": 1.5}
+
+
+def test_records_paths_and_arrays_become_plain_values():
+    import numpy as np
+
+    value = {
+        "check": Check(what="x", state="ok", found="y"),
+        "path": Path("a/b"),
+        "array": np.array([1.0, 2.0]),
+        3: {4},
+    }
+    assert plain(value) == {
+        "check": {"what": "x", "state": "ok", "found": "y", "cure": ""},
+        "path": "a/b",
+        "array": [1.0, 2.0],
+        "3": [4],
+    }
+
+
+# --- Progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def timing(number: int) -> Progress:
+    return Progress(phase="timing", round=number, max_rounds=400, n_ops=70, elapsed_s=number, eta_s=60.0)
+
+
+def test_lines_come_at_most_every_few_seconds():
+    stream, clock = io.StringIO(), Clock()
+    with ProgressView(stream, clock=clock) as view:
+        for number in range(100):
+            clock.now_s = 0.1 * number
+            view.update(timing(number))
+    assert len(stream.getvalue().splitlines()) == 1 + int(9.9 / LINE_EVERY_S)
+
+
+def test_a_new_phase_and_a_new_message_are_shown_at_once():
+    stream = io.StringIO()
+    with ProgressView(stream, clock=Clock()) as view:
+        view.update(Progress(phase="starting"))
+        view.update(Progress(phase="waiting", message="type on the device: lutbuilder-agent run --coordinator HOST:1"))
+        view.update(Progress(phase="waiting", message="type on the device: lutbuilder-agent run --coordinator HOST:1"))
+        view.update(Progress(phase="waiting", message="agent lab-1 came"))
+    text = stream.getvalue()
+    assert text.count("lutbuilder-agent run --coordinator HOST:1") == 1
+    assert text.count("agent lab-1 came") == 1
+    assert [line for line in text.splitlines() if line.startswith("[")] == [
+        "[starting] 0s elapsed",
+        "[waiting] 0s elapsed",
+        "[waiting] 0s elapsed",
+    ]
+
+
+def test_a_line_tells_what_is_known_and_nothing_else():
+    assert figures(Progress(phase="preparing", elapsed_s=2.0)) == "2s elapsed"
+    known = Progress(
+        phase="timing", round=12, max_rounds=400, n_ops=70, n_precise=38, elapsed_s=65.0, eta_s=80.0, ops_per_s=5.23,
+        drift=0.124, worst_precision=0.0234, n_failed=1,
+    )  # fmt: skip  # one record, two lines
+    assert figures(known) == (
+        "1m05s elapsed, eta 1m20s, round 12/400, 38/70 ops precise, worst ±2.3 %, 5.2 visits/s, machine drift 12.4 %, "
+        "1 failed"
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_nothing_is_drawn_between_two_updates(monkeypatch):
+    import threading
+
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with ProgressView(stream) as view:
+        view.update(timing(1))
+        drawn, threads = stream.getvalue(), threading.active_count()
+        assert "round 1/400" in drawn
+        assert not any(
+            thread.name.startswith("Refresh") or "Live" in type(thread).__name__ for thread in threading.enumerate()
+        )
+        view.update(Progress(phase="timing", message="a [bracketed] message", elapsed_s=3.0))
+        assert threading.active_count() == threads
+    assert "a [bracketed] message" in stream.getvalue()
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with ProgressView(stream, clock=Clock()) as view:
+        view.update(timing(3))
+    assert stream.getvalue().startswith("[timing] 3s elapsed, eta 1m00s, round 3/400")
+
+
+@pytest.mark.parametrize(
+    ("progress", "share"),
+    [
+        (Progress(phase="starting"), 0.0),
+        (Progress(phase="timing", n_ops=10, n_precise=4), 0.4),
+        (Progress(phase="timing", elapsed_s=30.0, eta_s=90.0, n_ops=10, n_precise=9), 0.25),
+        (Progress(phase="done"), 1.0),
+    ],
+)
+def test_how_far_a_campaign_is(progress, share):
+    assert share_done(progress) == share
+
+
+# --- Tables
+
+
+def a_row(**values) -> Row:
+    op = OpSpec(kind="conv", in_channels=3, out_channels=8, height=8, width=8, kernel=3)
+    return Row.of(op, **{"latency_ms": 1.5, "latency_lo_ms": 1.47, "latency_hi_ms": 1.53, "n_rounds": 12, **values})
+
+
+def a_meta(**values) -> LutMeta:
+    return LutMeta(
+        **{
+            "target": Target(device="test-cpu-1", runtime="onnxruntime"),
+            "fingerprint": Fingerprint(device="test-cpu-1", facts=()),
+            "runtime_version": "1.0",
+            "plan": Plan(runtime="onnxruntime"),
+            "tool_version": "0.1.0",
+            "created": "2025-01-31T12:00:00Z",
+            "spaces": ("proxyless",),
+            **values,
+        }
+    )
+
+
+def test_a_published_table_is_listed_and_shown(cli, tmp_path):
+    lut = publish([a_row()], a_meta(), folder=tmp_path / "luts")
+    status, out, _ = cli("luts list")
+    assert status == 0
+    assert "test-cpu-1/onnxruntime-fp32-bs1" in out
+    assert "±2.0 %" in out
+    for line in ("luts show", f"luts show {lut.path}", "luts show test-cpu-1/onnxruntime-fp32-bs1@1"):
+        status, out, _ = cli(line)
+        assert status == 0
+        assert "conv 3x8x8 k3 s1 -> 8" in out
+        assert "1.5000" in out
+
+
+def test_json_of_a_table_holds_every_row_and_the_footer(cli, tmp_path):
+    publish([a_row()], a_meta(), folder=tmp_path / "luts")
+    listed = json.loads(cli("luts list --json")[1])["luts"]
+    assert [(lut["name"], lut["version"], lut["n_rows"]) for lut in listed] == [
+        ("test-cpu-1/onnxruntime-fp32-bs1", 1, 1)
+    ]
+    shown = json.loads(cli("luts show --json")[1])
+    assert shown["rows"][0]["latency_ms"] == 1.5
+    assert shown["meta"]["target"]["device"] == "test-cpu-1"
+
+
+def test_the_newest_table_is_shown_when_none_is_named(cli, tmp_path):
+    older = a_meta(created="2024-01-31T12:00:00Z", target=Target(device="a-later-name", runtime="litert"))
+    publish([a_row()], a_meta(), folder=tmp_path / "luts")
+    publish([a_row()], older, folder=tmp_path / "luts")
+    assert "test-cpu-1/onnxruntime-fp32-bs1@1" in cli("luts show")[1]
+
+
+def test_a_damaged_table_is_named_and_the_others_are_listed(cli, tmp_path):
+    publish([a_row()], a_meta(), folder=tmp_path / "luts")
+    other = publish([a_row()], a_meta(target=Target(device="b", runtime="litert")), folder=tmp_path / "luts")
+    other.path.write_bytes(other.path.read_bytes()[:-20])
+    status, out, err = cli("luts list")
+    assert status == 65
+    assert "test-cpu-1/onnxruntime-fp32-bs1" in out
+    assert "error[lut_corrupt]" in err
+    assert "b/litert-fp32-bs1/v0001.parquet" in err
+    status, out, _ = cli("luts list --json")
+    told = json.loads(out)
+    assert (status, len(told["luts"]), told["refused"][0]["code"]) == (65, 1, "lut_corrupt")
+
+
+def test_a_failed_row_says_why(cli, tmp_path):
+    failed = a_row(
+        latency_ms=None, latency_lo_ms=None, latency_hi_ms=None, exec_status="unsupported", reason="no kernel for Conv"
+    )
+    publish([failed], a_meta(), folder=tmp_path / "luts")
+    assert "unsupported: no kernel for Conv" in cli("luts show")[1]
+
+
+# --- Devices, spaces, agents, doctor
+
+
+def test_devices_are_listed_with_how_far_they_were_tried(cli):
+    status, out, _ = cli("devices")
+    assert status == 0
+    assert re.search(r"^ ?v100 .*not verified on the hardware$", out, flags=re.MULTILINE)
+    assert {d["name"] for d in json.loads(cli("devices --json")[1])["devices"]} >= {"cpu", "simulated", "v100"}
+
+
+def test_a_space_is_shown_with_its_size_and_its_ops(cli):
+    assert "proxyless" in cli("spaces")[1]
+    status, out, _ = cli("spaces show proxyless")
+    assert status == 0
+    assert "221,502,229,807,900,608" in out
+    assert "70 (" in out
+    shown = json.loads(cli("spaces show proxyless --json")[1])
+    assert (shown["n_archs"], len(shown["ops"]), len(shown["variables"])) == ("221502229807900608", 70, 21)
+
+
+def test_looking_for_agents_makes_no_store(cli, tmp_path):
+    status, out, err = cli("agents")
+    assert (status, out) == (0, "")
+    assert "no agent has registered yet" in err
+    assert not (tmp_path / "state").exists()
+    assert json.loads(cli("agents --json")[1])["agents"] == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "environ", "folder"),
+    [
+        (Path("here"), {"LUTBUILDER_STATE": "/there"}, "here"),
+        (None, {"LUTBUILDER_STATE": "/there", "XDG_STATE_HOME": "/xdg"}, "/there"),
+        (None, {"XDG_STATE_HOME": "/xdg"}, "/xdg/lutbuilder"),
+        (None, {"XDG_STATE_HOME": "relative"}, "/home/me/.local/state/lutbuilder"),
+        (None, {"LUTBUILDER_STATE": ""}, "/home/me/.local/state/lutbuilder"),
+    ],
+)
+def test_campaigns_are_kept_where_the_user_says(chosen, environ, folder):
+    assert state_folder(chosen, environ=environ, home=Path("/home/me")) == Path(folder)
+    assert STORE_NAME.endswith(".sqlite")
+
+
+def test_doctor_judges_python():
+    assert check_python((3, 11)).state == "ok"
+    assert check_python((3, 9)).state == "problem"
+    assert check_python((3, 15)).cure == "use Python 3.10 to 3.14"
+
+
+def test_doctor_notes_a_busy_machine():
+    assert check_load(2, 0.3).state == "ok"
+    assert check_load(2, 1.9).state == "note"
+    assert check_load(None, None).found == "cannot be read here"
+
+
+def test_one_missing_runtime_is_a_note_and_none_at_all_is_a_problem():
+    simulated = RuntimeReport(name="simulated", version="1")
+    missing = RuntimeReport(name="litert", available=False, reason="no module named ai_edge_litert")
+    there = RuntimeReport(name="onnxruntime", version="1.31.1")
+    assert [check.state for check in check_runtimes([there, missing, simulated])] == ["ok", "note", "ok"]
+    checks = check_runtimes([missing, simulated])
+    assert checks[0].state == "problem"
+    assert checks[0].cure == "pip install 'lutbuilder-agent[litert]'"
+
+
+def test_doctor_finds_folders_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert check_folder("tables", tmp_path / "a" / "b", cure="x").state == "ok"
+    assert not (tmp_path / "a").exists()
+    assert check_folder("tables", tmp_path / "file" / "b", cure="x").state == "problem"
+
+
+def test_doctor_gives_a_report_fit_for_an_issue(cli):
+    status, out, _ = cli("doctor --json")
+    report = json.loads(out)
+    assert status == (0 if report["ready"] else 1)
+    assert {"python", "versions", "platform", "device", "tables", "campaigns"} <= {c["what"] for c in report["checks"]}
+    assert all(check["state"] in ("ok", "note", "problem") for check in report["checks"])

@@ -1,0 +1,246 @@
+"""The schema: what a row and a footer may hold, and what the content hash notices."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lutbuilder.lut import COLUMNS, SCHEMA_VERSION, Lut, LutMeta, QualitySummary, Row
+from lutbuilder.lut.schema import content_sha256, rows_to_table, table_to_rows
+from lutbuilder.lut.store import decode_lut, encode_lut
+from lutbuilder.op import OpSpec
+from lutbuilder_agent.errors import LutTooNew, SpecError
+from tests.lut_examples import example_meta, example_op, example_row, failed_row, rows, tables
+from tests.strategies import op_specs
+
+GROUPS = {
+    "key": "op_id kind in_channels mid_channels out_channels height width kernel stride expand groups se act residual "
+    "w_bits a_bits batch",
+    "cost": "latency_ms latency_lo_ms latency_hi_ms call_overhead_ms p90_ms energy_mj peak_memory_bytes macs params",
+    "trust": "n_visits n_rounds n_instances n_sessions test_retest preempted_fraction bimodal stop_reason",
+    "knowledge": "evidence method cache exec_status exec_w_bits exec_a_bits reason",
+}
+
+
+def test_the_columns_are_those_of_the_format_page():
+    assert {group: " ".join(c.name for c in COLUMNS if c.group == group) for group in GROUPS} == GROUPS
+
+
+def test_a_row_has_a_field_for_every_column_with_its_type_and_nullability():
+    python = {"string": str, "int64": int, "float64": float, "bool": bool}
+    hints = get_type_hints(Row)
+    assert [field.name for field in fields(Row)] == [column.name for column in COLUMNS]
+    for column in COLUMNS:
+        kinds = set(get_args(hints[column.name]) or (hints[column.name],))
+        assert kinds == {python[column.type], *([type(None)] if column.nullable else [])}, column.name
+
+
+@given(op_specs())
+def test_a_row_gives_its_op_back(op: OpSpec):
+    row = Row.of(op, latency_ms=1.0)
+    assert row.op == op
+    assert row.op_id == op.op_id
+
+
+@given(rows())
+def test_a_row_survives_a_dict(row: Row):
+    assert Row(**asdict(row)) == row
+
+
+@settings(max_examples=60)
+@given(tables())
+def test_rows_survive_the_file(table: list[Row]):
+    read, meta = decode_lut(encode_lut(table, example_meta()))
+    assert sorted(table_to_rows(read), key=lambda row: row.key) == sorted(table, key=lambda row: row.key)
+    assert meta == replace(example_meta(), content_sha256=meta.content_sha256)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latency_ms": 0.0},
+        {"latency_ms": -1.0},
+        {"latency_ms": float("nan")},
+        {"latency_ms": float("inf")},
+        {"latency_ms": 1},  # an integer is not a measurement
+        {"latency_ms": None},
+        {"latency_ms": None, "exec_status": "failed", "latency_lo_ms": None, "latency_hi_ms": None},
+        {"exec_status": "failed", "reason": "crashed"},
+        {"latency_lo_ms": None},
+        {"latency_lo_ms": 1.005},
+        {"latency_hi_ms": 0.5},
+        {"p90_ms": 0.0},
+        {"call_overhead_ms": -0.01},
+        {"energy_mj": -1.0},
+        {"preempted_fraction": 1.5},
+        {"test_retest": -0.1},
+        {"n_visits": -1},
+        {"n_visits": 1.5},
+        {"n_visits": True},
+        {"n_visits": None},
+        {"macs": 2**63},
+        {"bimodal": 1},
+        {"evidence": "guessed"},
+        {"method": "magic"},
+        {"exec_status": "fine"},
+        {"cache": "warm"},
+        {"reason": "\ud800"},
+    ],
+    ids=repr,
+)
+def test_a_row_refuses_nonsense(changes: dict[str, Any]):
+    with pytest.raises(SpecError):
+        example_row(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"op_id": "0" * 16}, {"expand": 6.0}, {"in_channels": 17}, {"kernel": 2}], ids=repr
+)
+def test_a_row_refuses_key_columns_that_do_not_belong_together(changes: dict[str, Any]):
+    with pytest.raises(SpecError):
+        replace(example_row(), **changes)
+
+
+def test_the_half_width_is_relative():
+    assert example_row(latency_ms=2.0, latency_lo_ms=1.9, latency_hi_ms=2.3).half_width == pytest.approx(0.1)
+    assert example_row(latency_lo_ms=None, latency_hi_ms=None).half_width is None
+
+
+def test_quality_counts_failures_and_leaves_out_what_is_not_known():
+    measured = [example_row(example_op(n), latency_hi_ms=1.01 + 0.1 * n, test_retest=0.1 * n) for n in range(3)]
+    quality = QualitySummary.of([*measured, failed_row(example_op(3))], wall_s=2.0)
+    assert (quality.n_rows, quality.n_failed, quality.wall_s, quality.rounds) == (4, 1, 2.0, None)
+    assert quality.median_half_width == pytest.approx(0.06)
+    assert quality.max_half_width == pytest.approx(0.11)
+    assert quality.median_test_retest == pytest.approx(0.1)
+    assert QualitySummary.of([failed_row()]).max_half_width is None
+
+
+def test_the_footer_survives_json():
+    meta = example_meta(
+        version=3,
+        parent_version=2,
+        parent_sha256="ab" * 32,
+        content_sha256="cd" * 32,
+        validation={"mape": 0.01, "deciles": (0.1, None), "ok": True, "nested": {"a": [1]}},
+        conditions="governor=performance, 36 °C",
+    )
+    assert LutMeta.from_footer(meta.footer()) == meta
+    assert meta.validation == {"mape": 0.01, "deciles": [0.1, None], "ok": True, "nested": {"a": [1]}}
+
+
+def test_a_footer_without_a_field_that_came_later_takes_its_default():
+    footer = example_meta(conditions="x").footer()
+    del footer["conditions"], footer["plan"]["options"], footer["target"]["cache"]
+    assert LutMeta.from_footer(footer) == example_meta()
+
+
+@pytest.mark.parametrize("path", ["launch_mode", "plan.launch_mode", "target.nodes", "quality.stars"])
+def test_a_footer_with_an_unknown_field_is_of_a_newer_lutbuilder(path: str):
+    footer: dict[str, Any] = example_meta().footer()
+    *outer, name = path.split(".")
+    (footer[outer[0]] if outer else footer)[name] = "eager"
+    with pytest.raises(LutTooNew, match=rf"{name}; upgrade: pip install --upgrade lutbuilder"):
+        LutMeta.from_footer(footer)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("version", "3", "footer.version must be a int"),
+        ("version", True, "footer.version must be a int"),
+        ("created", 5, "footer.created must be a str"),
+        ("created", "yesterday", "ISO 8601"),
+        ("name", "../../etc", "named like"),
+        ("spaces", "proxyless", "footer.spaces must be a list"),
+        ("spaces", [1], r"footer.spaces\[0\] must be a str"),
+        ("target", [], "footer.target must be an object"),
+        ("target.cache", "lukewarm", "footer.target.cache must be one of hot, rotating, flushed"),
+        ("plan.threads", 0, "threads must be an integer from 1"),
+        ("fingerprint.facts", [["a"]], r"footer.fingerprint.facts\[0\] must be a list"),
+        ("quality.wall_s", "long", "footer.quality.wall_s must be a float"),
+        ("validation", 3, "footer.validation must be a dict"),
+    ],
+)
+def test_a_malformed_footer_is_told_by_field(path: str, value: object, told: str):
+    footer: dict[str, Any] = example_meta().footer()
+    *outer, name = path.split(".")
+    (footer[outer[0]] if outer else footer)[name] = value
+    with pytest.raises(SpecError, match=told):
+        LutMeta.from_footer(footer)
+
+
+def test_a_footer_without_its_target_is_refused():
+    footer = example_meta().footer()
+    del footer["target"]
+    with pytest.raises(SpecError, match=r"footer\.target is missing"):
+        LutMeta.from_footer(footer)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"created": "2025-01-31 12:00"}, {"version": -1}, {"validation": {"x": float("nan")}}]
+)
+def test_a_footer_refuses_nonsense(changes: dict[str, Any]):
+    with pytest.raises(SpecError):
+        example_meta(**changes)
+
+
+@given(tables(max_size=4), st.randoms())
+def test_the_content_hash_ignores_the_order_of_rows(table: list[Row], random: Any):
+    shuffled = list(table)
+    random.shuffle(shuffled)
+    assert content_sha256(rows_to_table(table), {}) == content_sha256(rows_to_table(shuffled), {})
+
+
+CHANGED: dict[str, Any] = {
+    "string": lambda value: (value or "") + "x",
+    "int64": lambda value: (value or 0) + 1,
+    "float64": lambda value: (value or 0.0) + 1e-12,
+    "bool": lambda value: not value,
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+def test_the_content_hash_notices_every_column(column: Any):
+    table = rows_to_table([example_row(example_op(0)), example_row(example_op(1))])
+    values = table.column(column.name).to_pylist()
+    changed = [values[0], CHANGED[column.type](values[1])]
+    assert content_sha256(_with(table, column.name, changed), {}) != content_sha256(table, {})
+    if column.nullable:
+        nulled = _with(table, column.name, [values[0], None])
+        zero = CHANGED[column.type](None) if column.type == "string" else type(changed[1])(0)
+        hashes = {content_sha256(t, {}) for t in (nulled, _with(table, column.name, [values[0], zero]))}
+        assert len(hashes) == 2, "null is not zero"
+
+
+def _with(table: Any, name: str, values: list[Any]) -> Any:
+    import pyarrow as pa
+
+    number = table.schema.get_field_index(name)
+    return table.set_column(number, table.schema.field(name), pa.array(values, type=table.schema.field(name).type))
+
+
+def test_the_content_hash_does_not_depend_on_how_parquet_encodes():
+    raw = encode_lut([example_row(example_op(n)) for n in range(50)], example_meta())
+    table = pq.read_table(io.BytesIO(raw))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="none", use_dictionary=False, row_group_size=7, data_page_version="2.0")
+    assert sink.getvalue() != raw
+    read, meta = decode_lut(sink.getvalue())
+    assert meta == decode_lut(raw)[1]
+    assert read.equals(decode_lut(raw)[0])
+
+
+# --- Golden files: written once by the lutbuilder that introduced the schema, never again.
+
+
+def test_there_is_a_golden_file_of_every_schema(root: Path):
+    names = {path.name for path in (root / "tests/golden").glob("lut-schema-*.parquet")}
+    assert names == {f"lut-schema-{version}.parquet" for version in range(1, SCHEMA_VERSION + 1)}
