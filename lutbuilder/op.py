@@ -62,6 +62,9 @@ class OpSpec:
             raise SpecError(f"mid_channels goes with kind mbconv, got kind {self.kind}, mid_channels {self.mid_channels}")
         if self.residual and (self.stride != 1 or self.in_channels != self.out_channels):
             raise SpecError("a residual needs stride 1 and equal in_channels and out_channels")
+        convolves = (self.kernel, self.stride, self.groups, self.act, self.residual) != (1, 1, 1, "none", False)
+        if self.kind in ("logits", "identity") and convolves:
+            raise SpecError(f"kernel, stride, groups, act and residual go with conv and mbconv, got kind {self.kind}")
         if self.kind == "identity" and self.in_channels != self.out_channels:
             raise SpecError("an identity has equal in_channels and out_channels")
 

@@ -1,4 +1,4 @@
-"""A coordinator and a worker in memory, for tests of the agent: a fake is a function, and it answers like the real one."""
+"""A coordinator and a worker in memory, for tests of the agent: fakes made of functions, answering like the real."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def _nothing(call: str) -> None:
 class FakeCoordinator:
     """Hands out `leases` in turn and keeps every report by id.
 
-    `on_call` runs before every call and may raise; `answer` makes the acknowledgement of a stored report, or raises as if
-    the answer was lost. `connections` counts how often somebody connected, `open` how many are connected now.
+    `on_call` runs before every call and may raise; `answer` makes the acknowledgement of a stored report, or raises as
+    if the answer was lost. `connections` counts how often somebody connected, `open` how many are connected now.
     """
 
     leases: list[Lease] = field(default_factory=list)
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     answer: Callable[[Report], ReportAck] = _acknowledge
     on_call: Callable[[str], None] = _nothing
-    cancelled: Callable[[str], bool] = bool  # of the lease id; by default an idle agent is not cancelled, see heartbeat
+    cancelled: Callable[[str], bool] = lambda lease_id: False
     shut_down: bool = False
 
     calls: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ class FakeCoordinator:
     def heartbeat(self, session_id: str, lease_id: str, quiet_s: float) -> bool:
         self._called("heartbeat")
         self.quiet_s.append(quiet_s)
-        return self.cancelled(lease_id) if self.cancelled is not bool else False
+        return self.cancelled(lease_id)
 
     def _called(self, call: str) -> None:
         self.calls.append(call)

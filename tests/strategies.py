@@ -11,13 +11,14 @@ _BITS = st.sampled_from([*range(1, 9), 16, 32])
 
 
 @st.composite
-def op_specs(draw: st.DrawFn, max_channels: int = 2048, max_extent: int = 512) -> OpSpec:
-    """Any OpSpec that is allowed, lowered or not."""
+def op_specs(draw: st.DrawFn, max_channels: int = 2048, max_extent: int = 512, plain: bool = False) -> OpSpec:
+    """Any OpSpec that is allowed; `plain`: only what graph layers express, with groups that divide any channels."""
     kind = draw(st.sampled_from(OP_KINDS))
     channels = st.integers(1, max_channels)
     in_channels = draw(channels)
     out_channels = in_channels if kind == "identity" else draw(st.one_of(st.just(in_channels), channels))
-    stride = draw(st.integers(1, 3))
+    convolves = kind in ("conv", "mbconv")
+    stride = draw(st.integers(1, 3)) if convolves else 1
     return OpSpec(
         kind=kind,
         in_channels=in_channels,
@@ -25,14 +26,14 @@ def op_specs(draw: st.DrawFn, max_channels: int = 2048, max_extent: int = 512) -
         height=draw(st.integers(1, max_extent)),
         width=draw(st.integers(1, max_extent)),
         mid_channels=draw(channels) if kind == "mbconv" else 0,
-        kernel=draw(st.sampled_from([1, 3, 5, 7])),
+        kernel=draw(st.sampled_from([1, 3, 5, 7])) if convolves else 1,
         stride=stride,
-        groups=draw(st.integers(1, 8)),
-        se=draw(st.booleans()),
-        act=draw(st.sampled_from(ACTS)),
-        residual=draw(st.booleans()) if stride == 1 and in_channels == out_channels else False,
-        w_bits=draw(_BITS),
-        a_bits=draw(_BITS),
+        groups=draw(st.integers(1, 8)) if convolves and not plain else 1,
+        se=False if plain else draw(st.booleans()),
+        act=draw(st.sampled_from(ACTS)) if convolves else "none",
+        residual=draw(st.booleans()) if convolves and stride == 1 and in_channels == out_channels else False,
+        w_bits=32 if plain else draw(_BITS),
+        a_bits=32 if plain else draw(_BITS),
         batch=draw(st.integers(1, 64)),
     )
 

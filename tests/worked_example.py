@@ -1,4 +1,4 @@
-"""The worked example of the search-space page, and a small gated, constrained space; what several test files build on."""
+"""The worked example of the search-space page, and a small gated, constrained space; several test files use both."""
 
 from __future__ import annotations
 

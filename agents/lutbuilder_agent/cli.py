@@ -211,7 +211,8 @@ def _handling_signals(stop: Callable[[int], None]) -> Iterator[None]:
     before = {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signum = getattr(signal, name, None)  # Windows has no SIGHUP
-        if signum is not None:
+        # What is ignored stays ignored: nohup, or a shell's background, said so.
+        if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
             before[signum] = signal.signal(signum, lambda number, _frame: stop(number))
     try:
         yield
@@ -244,7 +245,7 @@ def _doctor(*, as_json: bool) -> int:
     if as_json:
         print(json.dumps(_doctor_json(seen, now, runtimes, folders), indent=2))
     else:
-        print("\n".join(_doctor_lines(seen, now, runtimes, folders)))
+        print("\n".join(doctor_lines(seen, now, runtimes, folders)))
     if any(report.available and report.name != "simulated" for report in runtimes):
         return 0
     print("no engine runs here; the usual one: pip install 'lutbuilder-agent[onnx]'", file=sys.stderr)
@@ -268,7 +269,8 @@ def _doctor_json(
     }
 
 
-def _doctor_lines(seen: Survey, now: Conditions, runtimes: Sequence[RuntimeReport], folders: Folders) -> Iterator[str]:
+def doctor_lines(seen: Survey, now: Conditions, runtimes: Sequence[RuntimeReport], folders: Folders) -> Iterator[str]:
+    """Yield what `doctor` prints: the record, what cannot be read and why, what to type where something is amiss."""
     yield f"lutbuilder-agent {__version__}"
     yield f"device       {seen.fingerprint.device}   environment {seen.fingerprint.env_id}"
     for name, value in seen.fingerprint.facts:

@@ -58,7 +58,7 @@ from lutbuilder_agent.wire.api import MAX_WAIT_S, AgentApi
 log = logging.getLogger("lutbuilder_agent")
 
 _T = TypeVar("_T")
-_EXIT_WAIT_S = 1.0  # how long an agent that ends when idle waits for work before it believes there is none
+_EXIT_WAIT_S = 0.2  # how long an agent that ends when idle waits for work before it believes there is none
 _MAX_SAMPLES = 400_000  # of one report: at most 9 bytes each on the wire, which takes 4 MiB
 _ROUND_BYTES = 1 << 16  # room asked of the spool before the first round, when no round's size is known yet
 _LOAD_S = 0.5  # generous time to load one instance, for the silence announced before a lease's first round
@@ -181,10 +181,16 @@ class Link:
             away = Unreachable(f"the coordinator cannot use its store: {error}")
             self._failed(away)
             raise away from error
+        except LutbuilderError:  # an answer, if not the wanted one
+            self._answered()
+            raise
+        self._answered()
+        return answer
+
+    def _answered(self) -> None:
         if self._tries:
             log.info("the coordinator answers again")
         self._tries = 0
-        return answer
 
     def _failed(self, error: Unreachable) -> None:
         self.hang_up()  # a channel that failed once may stay broken after the network changed

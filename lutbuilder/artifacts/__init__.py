@@ -29,10 +29,9 @@ def build(graph: LayerGraph, format: Format) -> bytes:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("lutbuilder"):
             raise
-        extra = "onnx" if format == "onnx" else "litert"
-        raise MissingExtra(
-            f"building a {format} artifact needs the package {error.name!r}: pip install 'lutbuilder[{extra}]'"
-        ) from error
+        # ONNX is what a plain install builds; TFLite comes with the extra of its runtime.
+        line = "pip install lutbuilder" if format == "onnx" else "pip install 'lutbuilder[litert]'"
+        raise MissingExtra(f"building a {format} artifact needs the package {error.name!r}: {line}") from error
     if format == "graph":
         return graph.to_bytes()
     raise SpecError(f"unknown artifact format {format!r}; known: {', '.join(FORMATS)}")

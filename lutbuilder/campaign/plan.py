@@ -1,14 +1,70 @@
-"""What a campaign measures: which call-overhead ops go with which ops."""
+"""What a campaign measures: the ops a table lacks, what their call overhead is made of, and sentinels.
+
+Call overhead is what an op costs more alone than inside a network: the call itself, and whatever an engine does at the
+borders of a graph (ONNX Runtime reorders the layout of the input and of the output). For an input shape that another op
+produces it is measured as A + B - AB over *pairs* of ops that follow each other; for a shape that only enters the network
+it is the time of an empty call, an identity of that shape.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.op import OpSpec
+from lutbuilder_agent import runtimes
+from lutbuilder_agent.records import Cache, Plan
+
+PAIRS_PER_SHAPE = 4
+SENTINELS = 12
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """How a runtime is timed by default. Chosen by which predicted whole networks best: docs/decisions/0002."""
+
+    cache: Cache
+    train_ops: int
+
+
+# A train has to bring about the cache state of a network: its weights together are about as large as a network's. LiteRT
+# keeps a separate arena for every artifact, so fewer ops already fill the caches.
+_ACQUISITION: Mapping[str, Acquisition] = {
+    "onnxruntime": Acquisition("rotating", 12),
+    "litert": Acquisition("rotating", 6),
+}
+_DEFAULT_ACQUISITION = Acquisition("rotating", 12)
+
+
+def make_plan(
+    runtime: str,
+    *,
+    threads: int,
+    cache: Cache | None = None,
+    instances: int = 3,
+    seed: int = 0,
+    options: tuple[tuple[str, str], ...] = (),
+) -> Plan:
+    """Return the plan for a runtime (a registry name); `cache` None takes the runtime's own acquisition."""
+    _, entry = runtimes.entry(runtime)
+    acquisition = _ACQUISITION.get(runtime, _DEFAULT_ACQUISITION)
+    cache = cache or acquisition.cache
+    return Plan(
+        runtime=runtime,
+        threads=threads,
+        cache=cache,
+        train_ops=acquisition.train_ops if cache == "rotating" else 1,
+        instances=instances,
+        seed=seed,
+        options=tuple(sorted({**dict(entry.options), **dict(options)}.items())),
+    )
 
 
 def overhead_op(op: OpSpec) -> OpSpec:
-    """Return the identity op of `op`'s input shape: an empty call, whose time is the call overhead inside `op`'s own time."""
+    """Return the identity op of `op`'s input shape: its row carries the call overhead of every op that takes this shape."""
     return OpSpec(
         kind="identity",
         in_channels=op.in_channels,
@@ -19,7 +75,58 @@ def overhead_op(op: OpSpec) -> OpSpec:
     )
 
 
-def with_overheads(ops: Iterable[OpSpec]) -> tuple[OpSpec, ...]:
-    """Return `ops` and the overhead ops they need, each once, in first-seen order."""
-    ops = tuple(ops)
-    return tuple(dict.fromkeys([*ops, *(overhead_op(op) for op in ops)]))
+def input_shape(op: OpSpec) -> Shape:
+    """Return (batch, channels, height, width) of the op's input."""
+    return (op.batch, op.in_channels, op.height, op.width)
+
+
+def output_shape(op: OpSpec) -> Shape:
+    """Return (batch, channels, height, width) of the op's output; 1 x 1 for logits."""
+    return (op.batch, op.out_channels, op.out_height, op.out_width)
+
+
+def pairs(ops: Iterable[OpSpec], *, per_shape: int = PAIRS_PER_SHAPE) -> tuple[tuple[OpSpec, OpSpec], ...]:
+    """Return up to `per_shape` pairs of ops for every shape at which one of `ops` can follow another.
+
+    The cheapest ones: the overhead is a difference of times, and the smaller they are the better it is known. Each pair of
+    a shape has a first and a second op as different as possible from the pairs before it.
+    """
+    from lutbuilder.lower import lower
+
+    ops = [op for op in dict.fromkeys(ops) if op.kind != "identity"]
+    macs = {op: lower(op).macs for op in ops}
+    giving: dict[Shape, list[OpSpec]] = defaultdict(list)
+    for op in ops:
+        if op.kind != "logits":
+            giving[output_shape(op)].append(op)
+    found: list[tuple[OpSpec, OpSpec]] = []
+    for shape in dict.fromkeys(input_shape(op) for op in ops):
+        taking = sorted((op for op in ops if input_shape(op) == shape), key=macs.__getitem__)
+        left = sorted(
+            ((a, b) for a in giving[shape] for b in taking), key=lambda pair: macs[pair[0]] + macs[pair[1]]
+        )[: 4 * per_shape]
+        used: dict[OpSpec, int] = defaultdict(int)
+        for _ in range(min(per_shape, len(left))):
+            best = min(left, key=lambda pair: (used[pair[0]] + used[pair[1]], macs[pair[0]] + macs[pair[1]]))
+            left.remove(best)
+            used[best[0]] += 1
+            used[best[1]] += 1
+            found.append(best)
+    return tuple(found)
+
+
+def campaign_ops(space_ops: Sequence[OpSpec], wanted: Collection[OpSpec]) -> tuple[CampaignOp, ...]:
+    """Return what to visit so that `wanted`, a part of `space_ops`, gets rows: themselves, pairs, empty calls, sentinels.
+
+    Sentinels are ops that have a row already; they tie this campaign's scale to earlier ones. One batch: every op is an
+    anchor for every other.
+    """
+    wanted = [op for op in space_ops if op in set(wanted)]
+    shapes = {input_shape(op) for op in wanted}
+    joined = [pair for pair in pairs(space_ops) if input_shape(pair[1]) in shapes]
+    paired = {input_shape(pair[1]) for pair in joined}
+    empty = [overhead_op(op) for op in wanted if input_shape(op) not in paired]
+    others = [op for op in space_ops if op not in set(wanted)]
+    sentinels = others[:: max(1, len(others) // SENTINELS)] if others else []
+    singles = dict.fromkeys([*wanted, *(op for pair in joined for op in pair), *sentinels, *empty])
+    return (*(CampaignOp.of(op) for op in singles), *(CampaignOp.pair(a, b) for a, b in joined))

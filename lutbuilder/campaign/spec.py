@@ -12,7 +12,7 @@ from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import SpecError
 from lutbuilder_agent.records import Cache, Plan
 
-Role = Literal["op", "overhead", "network"]
+Role = Literal["op", "overhead", "pair", "network"]
 ALL_BATCHES = -1  # a sentinel: visited in every batch
 
 
@@ -25,19 +25,22 @@ class Target:
     dtype: str = "fp32"
     batch: int = 1
     threads: int = 1
-    cache: Cache = "hot"
+    cache: Cache = "rotating"
 
     @property
     def lut_name(self) -> str:
         """Folder below luts/: `<device>/<runtime>-<dtype>-bs<N>`, with `-t<threads>` or `-<cache>` where not the default."""
         threads = f"-t{self.threads}" if self.threads != 1 else ""
-        cache = f"-{self.cache}" if self.cache != "hot" else ""
+        cache = f"-{self.cache}" if self.cache != "rotating" else ""
         return f"{self.device}/{self.runtime}-{self.dtype}-bs{self.batch}{threads}{cache}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CampaignOp:
-    """One thing a campaign visits: an op, a call-overhead op, or a whole network (several OpSpecs run as one graph)."""
+    """One thing a campaign visits: an op, an empty call, or several OpSpecs run as one graph (a pair, a whole network).
+
+    A pair is two ops that follow each other: what it saves against its two ops alone is the call overhead between them.
+    """
 
     op_id: str
     role: Role
@@ -49,6 +52,11 @@ class CampaignOp:
     def of(cls, op: OpSpec, *, batch: int = 0) -> CampaignOp:
         """An op (or overhead op, for an identity) on its own."""
         return cls(op_id=op.op_id, role="overhead" if op.kind == "identity" else "op", ops=(op,), batch=batch)
+
+    @classmethod
+    def pair(cls, first: OpSpec, second: OpSpec, *, batch: int = 0) -> CampaignOp:
+        """Two ops as one graph."""
+        return cls(op_id=f"pair-{first.op_id}-{second.op_id}", role="pair", ops=(first, second), batch=batch)
 
     @classmethod
     def network(cls, ops: tuple[OpSpec, ...], *, batch: int = 0, every: int = 1) -> CampaignOp:
@@ -66,6 +74,7 @@ class CampaignSpec:
     target: Target
     plan: Plan
     env_id: str  # fingerprint of the device; another environment is another campaign
+    runtime_version: str  # and so is another version of the engine
     ops: tuple[CampaignOp, ...]
     budget_s: float
     precision: float  # wanted relative half-width of the 95 % interval
@@ -86,7 +95,7 @@ class CampaignSpec:
     def canonical(self) -> dict[str, Any]:
         """Plain values for JSON; `from_canonical` gives an equal spec back."""
         body = {name: getattr(self, name) for name in (
-            "space", "env_id", "budget_s", "precision", "max_rounds", "purpose", "repeat")}  # fmt: skip
+            "space", "env_id", "runtime_version", "budget_s", "precision", "max_rounds", "purpose", "repeat")}  # fmt: skip
         body["target"] = asdict(self.target)
         body["plan"] = asdict(self.plan)
         body["ops"] = [{**asdict(op), "ops": [o.canonical() for o in op.ops]} for op in self.ops]

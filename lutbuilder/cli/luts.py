@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lutbuilder.cli.console import Debug, Json, LutsFolder, emit_json, errors_shown, pairs, plain, say, table
+from lutbuilder.cli.console import Debug, Json, LutsFolder, emit_json, errors_shown, pairs, say, table
 from lutbuilder.cli.values import duration_text, percent_text
 
 if TYPE_CHECKING:
@@ -95,11 +95,9 @@ def show(
             emit_json({**as_data(found), "meta": found.meta.footer(), "rows": found.rows()})
             return
         pairs(f"{found.name}@{found.version}", _provenance(found))
-        quality = [(name.replace("_", " "), value) for name, value in _quality(found)]
-        pairs("\nquality", quality)
+        pairs("\nquality", _quality(found))
         if found.meta.validation is not None:
-            print("\nvalidation")
-            show_validation(found.meta.validation)
+            _show_validation(found.meta.validation)
         table("", ["op", "latency ms", "±", "call ms", "p90 ms", "rounds", "status"], _rows(found), right=_NUMBERS)
 
 
@@ -119,19 +117,7 @@ def as_data(lut: Lut) -> dict[str, object]:
     }
 
 
-def show_validation(report: object) -> None:
-    """Print a validation report (or the JSON of one): plain figures first, then its tables."""
-    figures = plain(report)
-    simple = [(_words(name), _figure(name, value)) for name, value in figures.items() if not _is_nested(value)]
-    pairs("", simple)
-    for name, value in figures.items():
-        if isinstance(value, Mapping) and value:
-            inner = [(_words(key), _figure(key, item)) for key, item in value.items() if not _is_nested(item)]
-            pairs(f"  {_words(name)}", [(f"  {key}", item) for key, item in inner])
-
-
 _NUMBERS = ("latency ms", "±", "call ms", "p90 ms", "rounds")
-_FRACTIONS = ("mape", "rmspe", "bias", "within", "worst", "floor", "fraction", "half_width", "retest")
 
 
 def _newest(folder: Path) -> Lut:
@@ -150,16 +136,40 @@ def _refused(path: Path, error: Any) -> dict[str, str]:
 
 def _line(lut: Lut) -> tuple[str, ...]:
     quality = lut.meta.quality
-    validation = lut.meta.validation or {}
     return (
         lut.name,
         str(lut.version),
         str(len(lut)),
         "-" if quality.max_half_width is None else f"±{percent_text(quality.max_half_width)}",
-        _figure("mape", validation.get("mape")),
+        _mape(lut.meta.validation),
         ", ".join(lut.meta.spaces),
         lut.meta.created,
     )
+
+
+def _mape(validation: Mapping[str, Any] | None) -> str:
+    from lutbuilder.stats.quality import ValidationReport
+    from lutbuilder_agent.errors import SpecError
+
+    if validation is None:
+        return "-"
+    try:
+        return percent_text(ValidationReport.from_json(validation).lut_sum.mape.value, 2)
+    except SpecError:  # a report of another lutbuilder; `luts show --json` has it as it stands
+        return "?"
+
+
+def _show_validation(validation: Mapping[str, Any]) -> None:
+    from lutbuilder.cli.validate import show_report
+    from lutbuilder.stats.quality import ValidationReport
+    from lutbuilder_agent.errors import SpecError
+
+    try:
+        report = ValidationReport.from_json(validation)
+    except SpecError as error:
+        print(f"\nvalidation: written by another lutbuilder ({error}); see it with --json")
+        return
+    show_report(report)
 
 
 def _provenance(lut: Lut) -> list[tuple[str, str]]:
@@ -187,7 +197,7 @@ def _quality(lut: Lut) -> list[tuple[str, str]]:
             "precision",
             f"±{percent_text(quality.median_half_width)} median, ±{percent_text(quality.max_half_width)} worst",
         ),
-        ("test_retest", f"{percent_text(quality.median_test_retest, 2)} median, even against odd rounds"),
+        ("test-retest", f"{percent_text(quality.median_test_retest, 2)} median, even against odd rounds"),
         ("rounds", "" if quality.rounds is None else str(quality.rounds)),
         ("sessions", "" if quality.sessions is None else str(quality.sessions)),
         ("time", "" if quality.wall_s is None else duration_text(quality.wall_s)),
@@ -215,21 +225,3 @@ def _rows(lut: Lut) -> list[tuple[str, ...]]:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _is_nested(value: object) -> bool:
-    return isinstance(value, Mapping) or (
-        isinstance(value, list) and any(isinstance(i, (list, Mapping)) for i in value)
-    )
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _figure(name: str, value: object) -> str:
-    if isinstance(value, list):
-        return " to ".join(_figure(name, item) for item in value) if len(value) == 2 else str(len(value))
-    if isinstance(value, float):
-        return percent_text(value, 2) if any(word in name for word in _FRACTIONS) else f"{value:.4g}"
-    return "-" if value is None else str(value)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lutbuilder.cli.console import Debug, Json, LutsFolder, StateDir, emit_json, errors_shown, say
-from lutbuilder.cli.values import duration_s, duration_text, whole
+from lutbuilder.cli.console import Debug, Json, LutsFolder, StateDir, emit_json, errors_shown, pairs, say, table
+from lutbuilder.cli.values import duration_s, duration_text, percent_text, whole
+
+if TYPE_CHECKING:
+    from lutbuilder.stats.quality import Accuracy, Figure, ValidationReport
 
 
 def validate(
@@ -68,7 +72,61 @@ def validate(
                 }
             )
         else:
-            from lutbuilder.cli.luts import show_validation
-
-            show_validation(outcome.report)
+            show_report(outcome.report)
             say(f"stored with {table}; took {duration_text(outcome.wall_s)}")
+
+
+def show_report(report: ValidationReport) -> None:
+    """Print how well a table predicts whole networks, beside the floors no table beats and baselines it must beat."""
+    predictors = [
+        ("sum of the table", report.lut_sum),
+        ("the same, no drift model", report.undrifted),
+        ("table as published before", report.published),
+        ("baseline: MACs", report.flops_linear),
+        ("baseline: number of ops", report.depth_linear),
+    ]
+    columns = ["predictor", "MAPE (95 % interval)", "RMSPE", "bias", "±5 %", "±10 %", "worst", "Spearman", "Kendall"]
+    rows = [(name, *_line(accuracy)) for name, accuracy in predictors if accuracy is not None]
+    groups = Counter(network.group for network in report.networks)
+    measured = sorted(network.measured_ms for network in report.networks)
+    span = f", {measured[0]:.3f} to {measured[-1]:.3f} ms" if measured else ""
+    pairs(
+        "\nvalidation on held-out networks",
+        [
+            ("networks", ", ".join(f"{count} {group}" for group, count in groups.items()) + span),
+            ("list", f"sha256 {report.networks_sha256[:16]}..., fixed before timing"),
+            (
+                "time",
+                f"{duration_text(report.wall_s)}, {report.rounds} rounds, {percent_text(report.timed_fraction)} timed",
+            ),
+            ("floors", f"test-retest {percent_text(report.test_retest_floor, 2)}, {_instances(report)}"),
+            ("by decile", "fastest " + "  ".join(percent_text(error, 2) for error in report.deciles) + " slowest"),
+            (
+                "session",
+                "" if report.session_scale is None else f"scale {report.session_scale:.4f} of the published table",
+            ),
+        ],
+    )
+    table("", columns, rows, right=columns[1:])
+
+
+def _instances(report: ValidationReport) -> str:
+    network, op = percent_text(report.instance_floor, 2), percent_text(report.op_instance_sd, 2)
+    return f"between instances of a network {network}, of an op {op}"
+
+
+def _line(accuracy: Accuracy) -> tuple[str, ...]:
+    return (
+        f"{percent_text(accuracy.mape.value, 2)} ({100 * accuracy.mape.lo:.2f} to {100 * accuracy.mape.hi:.2f})",
+        percent_text(accuracy.rmspe.value, 2),
+        percent_text(accuracy.bias.value, 2),
+        percent_text(accuracy.within_5.value),
+        percent_text(accuracy.within_10.value),
+        percent_text(accuracy.worst, 2),
+        _rank(accuracy.spearman),
+        _rank(accuracy.kendall),
+    )
+
+
+def _rank(figure: Figure) -> str:
+    return f"{figure.value:.4f}"

@@ -404,7 +404,9 @@ class Coordinator:
             format = runtimes.entry(plan.runtime)[1].format
             for op in offer.ops:
                 try:
-                    ops.append(LeasedOp(op_id=op.op_id, artifact=self._artifacts.ref(op, format), every=op.every))
+                    artifact = self._artifacts.ref(op, format)
+                    solo = op.role == "network"
+                    ops.append(LeasedOp(op_id=op.op_id, artifact=artifact, every=op.every, solo=solo))
                 except (SpecError, UnsupportedOp) as error:
                     failure = Failure(
                         op_id=op.op_id, round=held.first_round, reason="unsupported", detail=f"not built: {error}"

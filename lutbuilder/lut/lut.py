@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NUMERIC = tuple(c.name for c in COLUMNS if c.type in ("int64", "float64") and c.group != "key")
+_TEXTS = tuple(c.name for c in COLUMNS if c.type == "string")
 _SHAPE = ("in_channels", "mid_channels", "out_channels", "height", "width", "kernel", "stride", "groups", "batch")
 _SAME = ("act", "se", "residual", "w_bits", "a_bits")
 _NEAREST = 3
 # Calibrated values exist to be predicted with, so where a version has them they are what lookups give.
-_METHOD_ORDER = ("calibrated", *(method for method in METHODS if method != "calibrated"))
+_METHOD_RANK = {method: rank for rank, method in enumerate(sorted(METHODS, key=lambda m: m != "calibrated"))}
+_EVIDENCE_RANK = {evidence: rank for rank, evidence in enumerate(EVIDENCES)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +72,7 @@ class Lut:
         """What `Lut.load` opens this very version with."""
         from lutbuilder.lut.store import version_of
 
-        return str(self.path) if version_of(self.path) is None else f"{self.path.parent}@{self.version}"
+        return f"{self.path.parent}@{self.version}" if version_of(self.path) == self.version else str(self.path)
 
     def __repr__(self) -> str:
         return f"Lut({self.spec!r}, {len(self)} rows)"
@@ -116,10 +118,14 @@ class Lut:
         """
         if name not in _NUMERIC:
             raise UnknownName(f"{self.spec} has no numeric column {name!r}; there are: {', '.join(_NUMERIC)}")
-        numbers = np.fromiter((self._number.get(op.op_id, -1) for op in ops), dtype=np.int64, count=len(ops))
-        if (numbers < 0).any():
-            raise self._missing([ops[i] for i in np.flatnonzero(numbers < 0).tolist()])
-        return self._column(name)[numbers]
+        return self._column(name)[self._numbers(ops)]
+
+    def texts(self, ops: Sequence[OpSpec], name: str) -> tuple[str | None, ...]:
+        """Return a text column for `ops`, such as `exec_status`; None where the row has a null. Raises as `column`."""
+        if name not in _TEXTS:
+            raise UnknownName(f"{self.spec} has no text column {name!r}; there are: {', '.join(_TEXTS)}")
+        values: list[str | None] = self.table.column(name).to_pylist()
+        return tuple(values[number] for number in self._numbers(ops).tolist())
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas table; the footer is not in it."""
@@ -137,12 +143,18 @@ class Lut:
         evidence: list[str] = self.table.column("evidence").to_pylist()
         method: list[str] = self.table.column("method").to_pylist()
         preference = [
-            (not has_latency[i], EVIDENCES.index(evidence[i]), _METHOD_ORDER.index(method[i]))
+            (not has_latency[i], _EVIDENCE_RANK.get(evidence[i], 99), _METHOD_RANK.get(method[i], 99))
             for i in range(len(op_ids))
         ]
         for number, op_id in enumerate(op_ids):
             if preference[number] < preference[numbers[op_id]]:
                 numbers[op_id] = number
+        return numbers
+
+    def _numbers(self, ops: Sequence[OpSpec]) -> NDArray[np.int64]:
+        numbers = np.fromiter((self._number.get(op.op_id, -1) for op in ops), dtype=np.int64, count=len(ops))
+        if (numbers < 0).any():
+            raise self._missing([ops[i] for i in np.flatnonzero(numbers < 0).tolist()])
         return numbers
 
     def _column(self, name: str) -> NDArray[np.float64]:

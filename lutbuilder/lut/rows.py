@@ -43,7 +43,7 @@ def make_rows(
     evidence: Evidence = "measured",
     cache: Cache = "hot",
 ) -> tuple[Row, ...]:
-    """Return a row for every op and call-overhead op that was measured or failed; networks and unvisited ops give none.
+    """Return a row for every op and call-overhead op that was measured or failed; pairs, networks and unvisited ops give none.
 
     latency_ms is the op's estimate minus that of the empty call of its input shape (`overhead_op`), its interval both
     intervals combined in quadrature, clipped above 0. `stop_reasons` is by op_id.
@@ -62,7 +62,7 @@ def make_rows(
             failed[failure.op_id] = failure
     rows: dict[str, Row] = {}
     for campaign_op in campaign_ops:
-        if campaign_op.role == "network":
+        if campaign_op.role in ("pair", "network"):
             continue
         op = campaign_op.ops[0]
         columns = _common(op, by_id.get(op.op_id), failed.get(op.op_id))

@@ -43,6 +43,12 @@ WITHOUT_LATENCY = ("unsupported", "failed")
 ColumnType = Literal["string", "int64", "float64", "bool"]
 Group = Literal["key", "cost", "trust", "knowledge"]
 
+_IS_KIND: Mapping[ColumnType, Any] = {
+    "string": pa.types.is_string,
+    "int64": pa.types.is_int64,
+    "float64": pa.types.is_float64,
+    "bool": pa.types.is_boolean,
+}
 _PYTHON: Mapping[ColumnType, type] = {"string": str, "int64": int, "float64": float, "bool": bool}
 _MAX_INT = (1 << 63) - 1
 
@@ -385,8 +391,9 @@ def content_sha256(table: pa.Table, footer: Mapping[str, Any]) -> str:
     _feed(digest, canonical_json(body))
     _feed(digest, str(table.num_rows).encode())
     for field in table.schema:
-        _feed(digest, f"{field.name}:{field.type}".encode())
-        if pa.types.is_string(field.type):
+        kind = next(kind for kind, of_kind in _IS_KIND.items() if of_kind(field.type))
+        _feed(digest, f"{field.name}:{kind}".encode())  # our names of types, not pyarrow's: those may change
+        if kind == "string":
             texts = [None if text is None else text.encode() for text in table.column(field.name).to_pylist()]
             lengths = np.array([-1 if text is None else len(text) for text in texts], dtype="<i8")
             _feed(digest, lengths.tobytes())

@@ -23,7 +23,7 @@ from lutbuilder_agent.errors import OpNotInLut, ShapeError, SpecError, UnknownNa
 
 Floats = NDArray[np.float64]
 INFEASIBLE = ("unsupported", "failed")  # exec_status of a row that has a reason instead of a cost
-NET_COLUMNS = ("latency_ms", "latency_lo_ms", "latency_hi_ms")  # net of call overhead, which a network pays once
+NET_COLUMNS = ("latency_ms", "latency_lo_ms", "latency_hi_ms", "p90_ms")  # net of the overhead a network pays once
 _JOINT_CELLS = 4096  # 32 KiB of float64, an L1 data cache
 _CHUNK = 32_768  # archs at a time: their columns stay in L2; within 5 % of the best of 1k to 64k on an EPYC 9xx4, 2026
 _NAMED = 200  # ops one error message names
@@ -37,14 +37,17 @@ class CostRow(Protocol):
 
 
 class CostTable(Protocol):
-    """What `compile_space` needs of a LUT. Both columns raise OpNotInLut for an op without a row, or a null number."""
+    """What `compile_space` needs of a LUT. Everything but `in` raises OpNotInLut for an op without a row.
+
+    `column` gives NaN where a row has a null, `texts` None.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def version(self) -> int: ...
     @property
-    def content_sha256(self) -> str: ...
+    def content_hash(self) -> str: ...
     def __contains__(self, op: object) -> bool: ...
     def __getitem__(self, op: OpSpec) -> CostRow: ...
     def column(self, ops: Sequence[OpSpec], name: str) -> Floats: ...
@@ -68,7 +71,7 @@ class FunctionTable:
     covers: Callable[[OpSpec], bool] = _always
     runs: Callable[[OpSpec], bool] = _always
     version: int = 0
-    content_sha256: str = ""
+    content_hash: str = ""
 
     def __contains__(self, op: object) -> bool:
         return isinstance(op, OpSpec) and self.covers(op)
@@ -79,16 +82,14 @@ class FunctionTable:
         return self  # every row has the same call overhead
 
     def column(self, ops: Sequence[OpSpec], name: str) -> Floats:
-        """Return `cost` of each op, whatever column is asked for. Raises OpNotInLut without a row, or if it failed."""
-        for op in ops:
-            if not (op in self and self.runs(op)):
-                raise OpNotInLut(f"{self.name} has no {name} for {op.label()}")
-        return np.array([self.cost(op) for op in ops], dtype=np.float64)
+        """Return `cost` of each op, whatever column is asked for; NaN where it failed."""
+        rows = [self[op] for op in ops]
+        return np.array([row.cost(op) if row.runs(op) else math.nan for op, row in zip(ops, rows, strict=True)])
 
     def texts(self, ops: Sequence[OpSpec], name: str) -> tuple[str | None, ...]:
         """Return `exec_status` (native or failed) or `evidence` (modelled) of each op; no other text is known."""
         if name == "exec_status":
-            return tuple("native" if self.runs(op) else "failed" for op in ops)
+            return tuple("native" if self[op].runs(op) else "failed" for op in ops)
         return ("modelled" if name == "evidence" else None,) * len(ops)
 
 
@@ -98,7 +99,7 @@ class Provenance:
 
     lut: str
     lut_version: int
-    lut_sha256: str
+    lut_hash: str
     space: str
     space_key: str
     column: str
@@ -281,15 +282,19 @@ def compile_space(
 
     One call overhead is added back to every network when the column is net of it: that of the first site's ops (their
     median), or the median of all rows if none of those records one; tables without any (imported ones) add 0.
-    Raises OpNotInLut naming every op without a row, or an op that ran but has a null in `column`.
+    Raises OpNotInLut naming every op without a row, or every op that ran but has a null in `column`.
     """
     ops = space.ops()
     _check_coverage(space, lut, ops)
-    statuses = lut.texts(ops, "exec_status")
-    infeasible = [op for op, status in zip(ops, statuses, strict=True) if status in INFEASIBLE]
-    feasible = [op for op, status in zip(ops, statuses, strict=True) if status not in INFEASIBLE]
-    costs = dict.fromkeys(infeasible, math.inf)
-    costs.update(zip(feasible, lut.column(feasible, column).tolist(), strict=True))
+    failed = [status in INFEASIBLE for status in lut.texts(ops, "exec_status")]
+    values = np.where(failed, math.inf, lut.column(ops, column))
+    costs = dict(zip(ops, values.tolist(), strict=True))
+    unknown = [op for op, cost in costs.items() if math.isnan(cost)]
+    if unknown:
+        raise OpNotInLut(
+            f"{lut.name}@{lut.version} has no {column} for {len(unknown)} ops that ran: {_named(unknown)}. "
+            f"Take another column, or collect where {column} can be measured"
+        )
     sites = [_site_cost(space, number, costs) for number in range(len(space.sites))]
     constraints = [
         SiteCost(name=f"constraint {number}", scope=f.scope, costs=_frozen(np.where(f.values, math.inf, 0.0)))
@@ -301,7 +306,7 @@ def compile_space(
         provenance=Provenance(
             lut=lut.name,
             lut_version=lut.version,
-            lut_sha256=lut.content_sha256,
+            lut_hash=lut.content_hash,
             space=space.name,
             space_key=space.key,
             column=column,
@@ -316,8 +321,6 @@ def _check_coverage(space: SearchSpace, lut: CostTable, ops: Sequence[OpSpec]) -
     missing = [op for op in ops if op not in lut]
     if not missing:
         return
-    named = ", ".join(op.label() for op in missing[:_NAMED])
-    more = f", and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     try:
         lut[missing[0]]
         hint = ""
@@ -325,8 +328,13 @@ def _check_coverage(space: SearchSpace, lut: CostTable, ops: Sequence[OpSpec]) -
         hint = str(error)
     raise OpNotInLut(
         f"{len(missing)} of the {len(ops)} ops of space {space.name!r} are not in {lut.name}@{lut.version}: "
-        f"{named}{more}. {hint}"
+        f"{_named(missing)}. {hint}"
     )
+
+
+def _named(ops: Sequence[OpSpec]) -> str:
+    more = f", and {len(ops) - _NAMED} more" if len(ops) > _NAMED else ""
+    return ", ".join(op.label() for op in ops[:_NAMED]) + more
 
 
 def _site_cost(space: SearchSpace, number: int, costs: Mapping[OpSpec, float]) -> SiteCost:

@@ -37,9 +37,8 @@ def spread_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) -> A
     weighted by exp(-rate * cost), the rate set so that the mean is that cost. Canonical encodings, shape
     (n, n_variables), cheapest stratum first. Raises SpecError if the space has fewer archs.
     """
+    _check_count(compiled, n)
     low, high = compiled.min_over(), compiled.max_over()
-    if n < 1 or compiled.space.n_archs() < n or not math.isfinite(low):
-        raise SpecError(f"cannot choose {n} of the {compiled.space.n_archs()} archs of {compiled.space.name!r}")
     tilt = _Tilt.of(compiled)
     listed = _all_archs(compiled) if math.prod(compiled.space.sizes) <= _LISTABLE else None
     chosen: dict[tuple[int, ...], None] = {}
@@ -66,8 +65,7 @@ def searched_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) ->
     runs. These are the archs whose prediction is most optimistic for their size. Canonical encodings, shape
     (n, n_variables), lowest floor first. Raises SpecError if the space has too few archs above a floor.
     """
-    if n < 1:
-        raise SpecError(f"n must be at least 1, got {n}")
+    _check_count(compiled, n)
     table = FunctionTable(name="macs", cost=lambda op: float(lower(op).macs))
     macs = compile_space(compiled.space, table, "macs")
     tilt = _Tilt.of(macs)
@@ -87,36 +85,41 @@ def searched_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) ->
 
 @dataclass(frozen=True, kw_only=True)
 class _Tilt:
-    """A space's costs to first order: a mean, and for each value of each variable what choosing it adds on average."""
+    """A space's costs to first order: a mean, and for each value of each variable what choosing it adds on average.
+
+    `effects` is padded to (n_variables, most values); +inf: padding, or a value no feasible arch has.
+    """
 
     compiled: CompiledSpace
     mean: float
-    effects: tuple[Floats, ...]  # +inf: a value no feasible arch has
+    effects: Floats
 
     @classmethod
     def of(cls, compiled: CompiledSpace) -> _Tilt:
+        sizes = compiled.space.sizes
+        effects = np.where(np.arange(max(sizes)) < np.array(sizes)[:, None], 0.0, math.inf)
         mean = compiled.fixed
-        effects = [np.zeros(size) for size in compiled.space.sizes]
         for site in (site for site in compiled.sites if site.scope):
-            finite = np.where(np.isinf(site.costs), np.nan, site.costs)
-            site_mean = float(np.nanmean(finite))
+            finite = np.isfinite(site.costs)
+            costs = np.where(finite, site.costs, 0.0)
+            site_mean = float(costs.sum() / max(int(finite.sum()), 1))
             mean += site_mean
             for axis, variable in enumerate(site.scope):
-                others = tuple(a for a in range(finite.ndim) if a != axis)
-                count = np.isfinite(finite).sum(axis=others)
-                total = np.nansum(finite, axis=others)
-                effects[variable] += np.where(count > 0, total / np.maximum(count, 1) - site_mean, math.inf)
-        return cls(compiled=compiled, mean=mean, effects=tuple(effects))
+                others = tuple(a for a in range(costs.ndim) if a != axis)
+                count = finite.sum(axis=others)
+                of_value = np.where(count > 0, costs.sum(axis=others) / np.maximum(count, 1) - site_mean, math.inf)
+                effects[variable, : len(of_value)] += of_value
+        return cls(compiled=compiled, mean=mean, effects=effects)
 
     def rate(self, wanted: float) -> float:
         """Return the rate at which archs cost `wanted` on average (the nearest there is); costs fall as it grows."""
-        widest = max((float(np.ptp(e[np.isfinite(e)])) for e in self.effects), default=0.0)
+        widest = float(np.ptp(self._finite, axis=1).max())
         if widest == 0.0:
             return 0.0
         low, high = -1e4 / widest, 1e4 / widest  # there every choice but the dearest, or cheapest, has vanished
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            if self._mean_at(middle) > wanted:
+            if self.mean + float((self._weights(middle) * self._finite).sum()) > wanted:
                 low = middle
             else:
                 high = middle
@@ -124,18 +127,26 @@ class _Tilt:
 
     def draw(self, rng: np.random.Generator, n: int, *, rate: float) -> Archs:
         """Return `n` canonical encodings, shape (n, n_variables), every variable drawn on its own."""
-        columns = [rng.choice(len(e), size=n, p=_weights(e, rate)) for e in self.effects]
-        return self.compiled.space.canonical(np.stack(columns, axis=1))
+        upto = self._weights(rate).cumsum(axis=1)
+        upto /= upto[:, -1:]  # the last is exactly 1, so that no draw below 1 falls behind it
+        numbers = (rng.random((n, len(upto), 1)) >= upto).sum(axis=2)
+        return self.compiled.space.canonical(numbers)
 
-    def _mean_at(self, rate: float) -> float:
-        return self.mean + sum(float(_weights(e, rate) @ np.where(np.isinf(e), 0.0, e)) for e in self.effects)
+    @property
+    def _finite(self) -> Floats:
+        return np.where(np.isfinite(self.effects), self.effects, 0.0)
+
+    def _weights(self, rate: float) -> Floats:
+        exponents = np.where(np.isfinite(self.effects), -rate * self._finite, -math.inf)
+        weights = np.exp(exponents - exponents.max(axis=1, keepdims=True))
+        normalised: Floats = weights / weights.sum(axis=1, keepdims=True)
+        return normalised
 
 
-def _weights(effects: Floats, rate: float) -> Floats:
-    exponents = np.where(np.isinf(effects), -math.inf, -rate * np.where(np.isinf(effects), 0.0, effects))
-    weights = np.exp(exponents - exponents.max())
-    normalised: Floats = weights / weights.sum()
-    return normalised
+def _check_count(compiled: CompiledSpace, n: int) -> None:
+    there = compiled.space.n_archs() if math.isfinite(compiled.min_over()) else 0
+    if not 1 <= n <= there:
+        raise SpecError(f"cannot choose {n} of the {there} archs of {compiled.space.name!r} that can run")
 
 
 def _evolve(
@@ -157,7 +168,7 @@ def _evolve(
 
 
 def _ranked(archs: Archs, compiled: CompiledSpace, macs: CompiledSpace, floor: float) -> Archs:
-    unique = np.unique(archs, axis=0)
+    unique = archs[list({row.tobytes(): number for number, row in enumerate(archs)}.values())]
     costs = compiled.predict(unique)
     lacking = np.where(np.isfinite(costs), np.maximum(0.0, floor - macs.predict(unique)), math.inf)
     return unique[np.lexsort((costs, lacking))][:_POPULATION]

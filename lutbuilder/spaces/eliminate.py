@@ -44,7 +44,9 @@ def eliminate(factors: Iterable[Factor], *, combine: np.ufunc, reduce: np.ufunc)
                 values=np.asarray(reduce.reduce(joint, axis=scope.index(variable)), dtype=joint.dtype),
             )
         )
-    return fold(combine, (factor.values[()] for factor in left))
+    # An array of the factors' dtype, not loose scalars: those would turn Python integers into int64, which overflows.
+    rest = np.array([factor.values[()] for factor in left], dtype=np.result_type(*(factor.values for factor in left)))
+    return combine.reduce(rest)
 
 
 def joined(factors: Iterable[Factor], scope: tuple[int, ...], combine: np.ufunc) -> NDArray[Any]:

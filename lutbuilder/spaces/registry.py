@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from lutbuilder.spaces.space import SearchSpace
-from lutbuilder_agent.errors import UnknownName
+from lutbuilder_agent.errors import unknown_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def get(name: str, *, batch: int = 1) -> SearchSpace:
     base = ALIASES.get(base, base)
     entry = SPACES.get(base)
     if entry is None or (variant or entry.variants[0]) not in entry.variants or name.endswith("-"):
-        raise UnknownName(f"unknown search space {name!r}; known: {', '.join(names())}")
+        raise unknown_name("search space", name, names())
     variant = variant or entry.variants[0]
     module, _, attribute = entry.path.partition(":")
     factory = getattr(importlib.import_module(module), attribute)

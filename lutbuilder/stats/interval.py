@@ -16,7 +16,7 @@ from lutbuilder.stats.records import OpEstimate, Visits
 
 LEVEL = 0.95
 MIN_ROUNDS = 6  # below, there is no interval
-_MAX_BATCHES = 16
+_MAX_BATCHES = 10
 _BIMODAL_GAP = 0.08  # relative distance of two modes that is worth a flag
 
 
@@ -34,16 +34,15 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
     n_calls = np.bincount(visits.op, weights=visits.n_calls, minlength=n_ops)
     p90 = grouped_median(np.log(visits.p90_ns) - drift.speed, visits.op, n_ops)
     clean = drift.theta[visits.op] + drift.residual
-    even = grouped_median(np.where(visits.round % 2 == 0, clean, np.nan)[visits.round % 2 == 0],
-                          visits.op[visits.round % 2 == 0], n_ops)  # fmt: skip
-    odd = grouped_median(clean[visits.round % 2 == 1], visits.op[visits.round % 2 == 1], n_ops)
+    is_odd = visits.round % 2 == 1
+    even = grouped_median(clean[~is_odd], visits.op[~is_odd], n_ops)
+    odd = grouped_median(clean[is_odd], visits.op[is_odd], n_ops)
     estimates = []
     for op, op_id in enumerate(visits.op_ids):
         if not n_visits[op]:
             continue
         mine = visits.op == op
-        rounds = len(np.unique(np.stack([visits.session[mine], visits.round[mine]]), axis=1).T)
-        instances = len(np.unique(np.stack([visits.session[mine], visits.instance[mine]]), axis=1).T)
+        rounds = _distinct(visits.session[mine], visits.round[mine])
         time_ms = float(np.exp(drift.theta[op]) / 1e6)
         known = bool(np.isfinite(half[op]))
         estimates.append(
@@ -55,7 +54,7 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
                 p90_ms=float(np.exp(p90[op]) / 1e6),
                 n_visits=int(n_visits[op]),
                 n_rounds=rounds,
-                n_instances=instances,
+                n_instances=_distinct(visits.session[mine], visits.instance[mine]),
                 n_sessions=len(np.unique(visits.session[mine])),
                 test_retest=float(abs(np.expm1(even[op] - odd[op]))) if rounds >= 4 else None,
                 preempted_fraction=float(n_preempted[op] / max(1.0, n_calls[op])),
@@ -65,9 +64,13 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
     return tuple(estimates)
 
 
+def _distinct(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    return len(np.unique(a * (int(b.max()) + 1) + b))
+
+
 def half_widths(visits: Visits, drift: DriftFit) -> NDArray[np.float64]:
     """Return half the 95 % interval of each op in log space, shape (ops,); NaN below MIN_ROUNDS visits."""
-    from scipy.stats import t as student
+    from scipy.special import stdtrit
 
     n_ops = len(visits.op_ids)
     between = instance_variance(visits, drift)
@@ -81,26 +84,26 @@ def half_widths(visits: Visits, drift: DriftFit) -> NDArray[np.float64]:
             continue
         variance, batches = _batch_variance(mine)
         within = variance / batches
-        quantile = student.ppf(0.5 + LEVEL / 2, batches - 1)
+        quantile = float(stdtrit(batches - 1, 0.5 + LEVEL / 2))
         half[op] = np.hypot(quantile * np.sqrt(within), 1.96 * np.sqrt(between / max(1, groups[op])))
     return half
 
 
 def instance_variance(visits: Visits, drift: DriftFit) -> float:
     """Return the variance of log time between instances of one op, pooled over ops, visit noise taken out; at least 0."""
-    groups = np.bincount(drift.group_op, minlength=len(visits.op_ids))
-    many = groups[drift.group_op] > 1
+    n_ops = len(visits.op_ids)
+    counts = np.bincount(drift.group_op, minlength=n_ops)
+    freedom = np.maximum(counts - 1, 1)
+    mean = np.bincount(drift.group_op, weights=drift.group_theta, minlength=n_ops) / np.maximum(counts, 1)
+    squares = np.bincount(drift.group_op, weights=(drift.group_theta - mean[drift.group_op]) ** 2, minlength=n_ops)
+    many = counts > 1
     if not many.any():
         return 0.0
-    mean = np.bincount(drift.group_op, weights=drift.group_theta) / np.maximum(np.bincount(drift.group_op), 1)
-    deviation = (drift.group_theta - mean[drift.group_op])[many]
-    freedom = int(many.sum() - len(np.unique(drift.group_op[many])))
-    # Robust: one op with a wild instance must not widen every row.
-    per_op = np.bincount(drift.group_op[many], weights=deviation**2) / np.maximum(groups - 1, 1)[: drift.group_op[many].max() + 1]
-    per_op = per_op[np.unique(drift.group_op[many])]
-    spread = min(float((deviation**2).sum() / freedom), 2.0 * float(np.median(per_op)) / 1.386 * 1.0 + 1e-12)
-    sigma = 1.4826 * float(np.median(np.abs(drift.residual))) if len(drift.residual) else 0.0
-    visits_per_group = max(1.0, len(visits) / max(1, len(drift.group_op)))
+    # The median over ops, scaled to be unbiased (Wilson-Hilferty), so that one wild op does not widen every row.
+    scale = (1.0 - 2.0 / (9.0 * freedom)) ** 3
+    spread = float(np.median((squares / freedom / scale)[many]))
+    sigma = 1.4826 * float(np.median(np.abs(drift.residual)))
+    visits_per_group = len(visits) / len(drift.group_op)
     return max(0.0, spread - (1.2533 * sigma) ** 2 / visits_per_group)
 
 
@@ -108,7 +111,9 @@ def _batch_variance(values: NDArray[np.float64]) -> tuple[float, int]:
     """Return the variance of the medians of contiguous batches, and how many batches there are."""
     batches = int(min(_MAX_BATCHES, len(values) // 2 if len(values) < 2 * _MAX_BATCHES else _MAX_BATCHES))
     medians = np.array([np.median(part) for part in np.array_split(values, batches)])
-    return float(medians.var(ddof=1)), batches
+    # A median of few is more efficient than one of many: for normal noise n var(median of n) grows like 1 - 1/n.
+    few = len(values) / batches
+    return float(medians.var(ddof=1)) / (1.0 - 1.0 / max(2.0, few)), batches
 
 
 def _bimodal(residual: NDArray[np.float64]) -> bool:

@@ -129,6 +129,12 @@ def test_mbconv_ops_compute_what_torch_computes(runtime: Runtime, op: OpSpec) ->
     check_output(runtime, lower(OpSpec(**{**op.canonical(), "batch": 2})))
 
 
+@pytest.mark.parametrize("kind", ["identity", "add"])
+def test_an_activation_leaves_the_tensor_it_reads_alone(runtime: Runtime, kind: Any) -> None:
+    activated = Layer(kind=kind, inputs=(0, 0) if kind == "add" else (0,), act="relu")
+    check_output(runtime, graph_of(activated, Layer(kind="add", inputs=(0, 1))))
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graph=layer_graphs())
 def test_any_small_graph_computes_what_torch_computes(runtime: Runtime, graph: LayerGraph) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from hypothesis import given
@@ -20,11 +21,13 @@ from lutbuilder.cli import values
 from lutbuilder.cli.console import emit_json, errors_shown, plain
 from lutbuilder.cli.main import app
 from lutbuilder.cli.progress import LINE_EVERY_S, ProgressView, figures, share_done
+from lutbuilder.coordinator.store import Store
 from lutbuilder.doctor import Check, check_folder, check_load, check_python, check_runtimes
 from lutbuilder.lut import LutMeta, Row, publish
 from lutbuilder.op import OpSpec
+from lutbuilder.stats.quality import NetworkResult, ValidationReport, accuracy
 from lutbuilder_agent.errors import LutbuilderError, NoAgent, SpecError
-from lutbuilder_agent.records import Fingerprint, Plan, RuntimeReport
+from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, RuntimeReport, Session
 
 COMMANDS = (
     "collect",
@@ -301,8 +304,6 @@ def test_json_has_no_word_for_what_is_not_finite(capsys):
 
 
 def test_records_paths_and_arrays_become_plain_values():
-    import numpy as np
-
     value = {
         "check": Check(what="x", state="ok", found="y"),
         "path": Path("a/b"),
@@ -489,6 +490,43 @@ def test_a_failed_row_says_why(cli, tmp_path):
     assert "unsupported: no kernel for Conv" in cli("luts show")[1]
 
 
+def a_report() -> ValidationReport:
+    measured = np.linspace(7.0, 20.0, 12)
+    good = accuracy(measured * np.tile([0.99, 1.01], 6), measured)
+    networks = tuple(
+        NetworkResult(
+            op_id=f"net-{number}", group="searched" if number < 3 else "random", measured_ms=float(ms),
+            predicted_ms=float(ms), undrifted_ms=float(ms), macs=1, n_ops=20, n_visits=60, n_instances=3,
+            test_retest=0.004,
+        )
+        for number, ms in enumerate(measured)
+    )  # fmt: skip  # one record, two lines
+    return ValidationReport(
+        lut_sum=good, undrifted=good, published=None, flops_linear=good, depth_linear=good, deciles=(0.01,) * 10,
+        test_retest_floor=0.004, instance_floor=0.0085, op_instance_sd=0.013, session_scale=None,
+        networks_sha256="ab" * 32, rounds=20, wall_s=600.0, timed_fraction=0.93, networks=networks,
+    )  # fmt: skip  # one record, three lines
+
+
+def test_a_validated_table_shows_its_error_beside_the_floors(cli, tmp_path):
+    publish([a_row()], a_meta(validation=a_report().to_json()), folder=tmp_path / "luts")
+    out = cli("luts show")[1]
+    assert re.search(r"sum of the table +1\.00 % \(1\.00 to 1\.00\) ", out)
+    assert "3 searched, 9 random, 7.000 to 20.000 ms" in out
+    assert "test-retest 0.40 %, between instances of a network 0.85 %, of an op 1.30 %" in out
+    assert "table as published before" not in out
+    assert re.search(r"onnxruntime-fp32-bs1 .* 1\.00 %", cli("luts list")[1])
+
+
+def test_a_validation_of_another_lutbuilder_is_said_to_be_one(cli, tmp_path):
+    publish([a_row()], a_meta(validation={"novel": 1}), folder=tmp_path / "luts")
+    status, out, _ = cli("luts show")
+    assert status == 0
+    assert "written by another lutbuilder" in out
+    assert json.loads(cli("luts show --json")[1])["validation"] == {"novel": 1}
+    assert cli("luts list")[0] == 0
+
+
 # --- Devices, spaces, agents, doctor
 
 
@@ -515,6 +553,25 @@ def test_looking_for_agents_makes_no_store(cli, tmp_path):
     assert "no agent has registered yet" in err
     assert not (tmp_path / "state").exists()
     assert json.loads(cli("agents --json")[1])["agents"] == []
+
+
+def test_agents_are_listed_with_what_runs_there(cli, tmp_path):
+    hello = AgentHello(
+        name="lab-1",
+        agent_version="0.1.0",
+        fingerprint=Fingerprint(device="test-cpu-1", facts=()),
+        runtimes=(
+            RuntimeReport(name="onnxruntime", version="1.31.1"),
+            RuntimeReport(name="litert", available=False, reason="not installed"),
+        ),
+    )
+    (tmp_path / "state").mkdir()
+    with Store.open(tmp_path / "state" / STORE_NAME) as store:
+        store.record_session(hello, Session(session_id="s1", epoch=1, protocol=1, heartbeat_s=10.0), now_s=1.0)
+    status, out, _ = cli("agents")
+    assert status == 0
+    assert re.search(r"^ ?lab-1 +test-cpu-1 .* onnxruntime 1\.31\.1 +0\.1\.0 .* ago$", out, flags=re.MULTILINE)
+    assert [agent["name"] for agent in json.loads(cli("agents --json")[1])["agents"]] == ["lab-1"]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,10 @@ def test_loads_clocks_and_heat_never_move_the_environment(tmp_path: Path) -> Non
         ("cpufreq/boost", "0"),
         ("smt/active", "1"),
         ("osrelease", "6.9.1"),
-        ("proc/cpuinfo", "processor : 0\nvendor_id : AuthenticAMD\ncpu family : 25\nmodel : 33\nmodel name : AMD Ryzen 7"),
+        (
+            "proc/cpuinfo",
+            "processor : 0\nvendor_id : AuthenticAMD\ncpu family : 25\nmodel : 33\nmodel name : AMD Ryzen 7",
+        ),
     ],
 )
 def test_another_setting_is_another_environment(path: str, text: str) -> None:
@@ -151,9 +154,7 @@ def test_conditions_are_stamped_by_the_clock_they_are_given() -> None:
         ("HygonGenuine", "Hygon C86 7285 32-core Processor", "24", "2", "hygon-c86-7285"),
     ],
 )
-def test_a_cpu_is_named_by_vendor_and_model_only(
-    vendor: str, name: str, family: str, model: str, device: str
-) -> None:
+def test_a_cpu_is_named_by_vendor_and_model_only(vendor: str, name: str, family: str, model: str, device: str) -> None:
     assert x86_device(vendor, name, family, model) == device
 
 

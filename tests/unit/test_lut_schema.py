@@ -244,3 +244,57 @@ def test_the_content_hash_does_not_depend_on_how_parquet_encodes():
 def test_there_is_a_golden_file_of_every_schema(root: Path):
     names = {path.name for path in (root / "tests/golden").glob("lut-schema-*.parquet")}
     assert names == {f"lut-schema-{version}.parquet" for version in range(1, SCHEMA_VERSION + 1)}
+
+
+def test_the_golden_file_of_schema_1_loads_for_ever(root: Path):
+    lut = Lut.load(root / "tests/golden/lut-schema-1.parquet")
+    assert lut.content_hash == "3a973b8298df79332e36ebf8735686b11b66dcb7450190c0a7020ea84d71c625"
+    meta = lut.meta
+    assert (meta.schema_version, meta.name, meta.version) == (1, "golden-cpu/onnxruntime-fp32-bs1", 2)
+    assert (meta.parent_version, meta.parent_sha256, meta.tool_version) == (1, "ab" * 32, "0.1.0")
+    assert (meta.target.device, meta.target.runtime, meta.target.batch) == ("golden-cpu", "onnxruntime", 1)
+    assert dict(meta.fingerprint.facts) == {"flags": "avx2 fma", "kernel": "6.1.0", "model": "Golden 1"}
+    assert (meta.plan.seed, meta.plan.instances, meta.plan.options) == (7, 3, (("spin", "0"),))
+    assert (meta.spaces, meta.sessions, meta.stop_reason) == (("proxyless",), ("golden-1", "golden-2"), "precision")
+    assert (meta.quality.n_rows, meta.quality.n_failed, meta.quality.wall_s) == (6, 2, 172.5)
+    assert meta.validation == {"mape": 0.0094, "within_5": 1.0, "note": None}
+    assert (meta.created, meta.conditions) == ("2025-01-31T12:00:00Z", "governor=performance; 36 °C")
+    by_id = {row.op_id: row for row in lut}
+    assert {op_id: row.latency_ms for op_id, row in by_id.items()} == {
+        "cc9b79dbceb75938": 1.25,
+        "23a1caced370301c": None,
+        "7f539416c520d936": 0.0625,
+        "a090e4885c54e25b": 0.1,
+        "f42ab203bf51e81f": 3.5,
+        "af63027ab7cccc63": None,
+    }
+    assert by_id["cc9b79dbceb75938"] == Row.of(
+        OpSpec(kind="conv", in_channels=3, out_channels=32, height=224, width=224, kernel=3, stride=2, act="relu6"),
+        latency_ms=1.25,
+        latency_lo_ms=1.24,
+        latency_hi_ms=1.2625,
+        call_overhead_ms=0.0625,
+        p90_ms=1.375,
+        energy_mj=0.5,
+        peak_memory_bytes=1 << 20,
+        macs=10838016,
+        params=896,
+        n_visits=60,
+        n_rounds=20,
+        n_instances=3,
+        n_sessions=1,
+        test_retest=0.0035,
+        preempted_fraction=0.0125,
+        bimodal=False,
+        stop_reason="precision",
+        evidence="measured",
+        method="isolated",
+        cache="hot",
+        exec_status="native",
+        exec_w_bits=32,
+        exec_a_bits=32,
+        reason=None,
+    )
+    assert by_id["23a1caced370301c"].reason == "unsupported: keine 4-Bit-Gewichte für conv"
+    assert by_id["f42ab203bf51e81f"].bimodal is True
+    assert by_id["a090e4885c54e25b"].latency_lo_ms is None

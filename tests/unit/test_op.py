@@ -84,7 +84,9 @@ def test_a_canonical_form_leaves_defaults_out() -> None:
         ({"residual": True, "stride": 2}, "a residual needs stride 1"),
         ({"residual": True, "out_channels": 32}, "a residual needs stride 1 and equal"),
         ({"residual": 1}, "residual must be true or false"),
-        ({"kind": "identity", "mid_channels": 0, "out_channels": 7}, "an identity has equal"),
+        ({"kind": "identity", "mid_channels": 0, "kernel": 1, "out_channels": 7}, "an identity has equal"),
+        ({"kind": "identity", "mid_channels": 0}, "kernel, stride, groups, act and residual go with conv and mbconv"),
+        ({"kind": "logits", "mid_channels": 0, "kernel": 1, "act": "relu"}, "go with conv and mbconv, got kind logits"),
         ({"colour": "red"}, "not an op: .*colour"),
     ],
 )

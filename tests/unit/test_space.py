@@ -102,26 +102,21 @@ def test_coverage_leaves_out_what_a_constraint_forbids() -> None:
     assert not [op for op in GATED.ops() if op.kernel == 7 and op.w_bits == 4]
 
 
-def test_ofa_depth_gates_count_as_published() -> None:
-    variables = [Variable(name="d", values=(2, 3, 4))]
-    for layer in range(4):
-        gate = Condition(scope=("d",), holds=lambda a, layer=layer: layer < a["d"]) if layer >= 2 else None
-        variables.append(Variable(name=f"k{layer}", values=(3, 5, 7), active_when=gate))
-        variables.append(Variable(name=f"e{layer}", values=(3, 4, 6), active_when=gate))
-    stage = [(v.name, v) for v in variables]
-    five: list[Variable] = []
-    for number in range(5):
-        for name, variable in stage:
-            gate = variable.active_when
-            renamed = gate and Condition(
-                scope=(f"d_{number}",),
-                holds=lambda a, gate=gate, number=number: gate.holds({"d": a[f"d_{number}"]}),
-            )
-            five.append(replace(variable, name=f"{name}_{number}", active_when=renamed))
-    space = SearchSpace(
-        name="ofa", variables=tuple(five), sites=(Site(name="stem", scope=(), op=lambda a: conv(3, 8)),)
-    )
-    assert space.n_archs() == (9**2 + 9**3 + 9**4) ** 5 == 21_758_655_492_572_485_851
+def deep_enough(depth: str, layer: int) -> Condition:
+    return Condition(scope=(depth,), holds=lambda a: layer <= int(a[depth]))
+
+
+def test_ofa_depth_gates_count_exactly_beyond_64_bits() -> None:
+    variables: list[Variable] = []
+    for stage in range(5):
+        depth = f"d{stage}"
+        variables.append(Variable(name=depth, values=(2, 3, 4)))
+        for layer in (1, 2, 3, 4):
+            gate = deep_enough(depth, layer) if layer > 2 else None
+            variables.append(Variable(name=f"k{stage}.{layer}", values=(3, 5, 7), active_when=gate))
+            variables.append(Variable(name=f"e{stage}.{layer}", values=(3, 4, 6), active_when=gate))
+    space = replace(EXAMPLE, variables=(*EXAMPLE.variables, *variables))
+    assert space.n_archs() == 8 * (9**2 + 9**3 + 9**4) ** 5 == 8 * 21_758_655_492_572_485_851
 
 
 @given(any_spaces())

@@ -264,9 +264,9 @@ def test_what_this_store_never_saw_is_refused_by_name(store: Store) -> None:
 
 def test_failures_are_counted_by_occasion_with_the_latest_words(store: Store) -> None:
     op_id = OPS[0].op_id
-    for number, detail in ((0, "first"), (0, "first, told again"), (1, "second")):
+    for place, (number, detail) in enumerate(((0, "first"), (0, "first, told again"), (1, "second"))):
         failure = Failure(op_id=op_id, round=number, reason="crashed", detail=detail)
-        store.commit_report(_report(number, report_id=f"f{detail}"[:8].strip(), failures=(failure,)), now_s=3.0)
+        store.commit_report(_report(number, report_id=f"f{place}", failures=(failure,)), now_s=3.0)
     (stored,) = store.failures(SPEC.key)
     assert (stored.op_id, stored.reason, stored.detail, stored.attempts) == (op_id, "crashed", "second", 2)
     assert stored.final
@@ -463,7 +463,7 @@ def test_a_store_that_cannot_be_written_is_named(store: Store) -> None:
 
 
 def test_a_folder_that_takes_no_files_is_named() -> None:
-    with pytest.raises(StoreError, match="/proc.*LUTBUILDER_STATE"):
+    with pytest.raises(StoreError, match=r"/proc.*LUTBUILDER_STATE"):
         Store.open("/proc/campaigns.sqlite")  # where not even root may create a file
 
 

@@ -60,7 +60,7 @@ class OnnxRuntime:
             raise SpecError(f"the model has open extents: input {source.shape}, output {target.shape}")
         shape = tuple(source.shape)
         placed = example_input(shape)  # the OrtValue is backed by this array, no copy in between
-        output = ort.OrtValue.ortvalue_from_shape_and_type(target.shape, "float32")
+        output = ort.OrtValue.ortvalue_from_shape_and_type(target.shape, np.float32)
         binding = session.io_binding()
         binding.bind_ortvalue_input(source.name, ort.OrtValue.ortvalue_from_numpy(placed))
         binding.bind_ortvalue_output(target.name, output)

@@ -6,20 +6,22 @@ Time is virtual, so a test of an hour of measuring takes a second; all randomnes
 
 and is read through a timer of `quantum_ns`. Options, all strings (defaults in OPTIONS):
 
-    overhead_ns         cost of an empty call, part of every true latency
-    speed               divides the cost of every layer
-    noise_sigma/_rho    AR(1) noise of the log latency: standard deviation, correlation from one call to the next
-    clock_ratio         bimodal clock: calls in slow mode take this times as long (1: one mode)
-    clock_dwell_s       mean stay in a mode, virtual seconds
-    session             number of the session; another one draws another session effect and other noise
-    session_sigma       standard deviation of the log session effect, common to all ops of a session
-    instance_sigma      standard deviation of the log effect of one preparation of one graph
-    throttle/_ramp_s    slowdown that grows linearly to `throttle` (0.3: 30 % longer) over the first `throttle_ramp_s`
-    quantum_ns          resolution of the timer
-    seed, clock_ns      what all randomness comes from; the virtual clock's first reading
-    realtime            1: calls also sleep for their duration, and now_ns is the host's clock
-    crash, hang         prefixes of graph keys, comma separated: a timed call dies of SIGSEGV, or never returns
-    unsupported         the same: preparing raises UnsupportedOp
+    overhead_ns               cost of an empty call, part of every true latency
+    speed                     divides the cost of every layer
+    noise_sigma, noise_rho    AR(1) noise of the log latency: standard deviation, correlation from one call to the next
+    clock_ratio               bimodal clock: calls in slow mode take this times as long (1: one mode)
+    clock_dwell_s             mean stay in a mode, in virtual seconds
+    session                   name of the session; another one draws another session effect and other noise
+    session_sigma             standard deviation of the log session effect, common to all ops of a session
+    instance_sigma            standard deviation of the log effect of one preparation of one graph
+    throttle                  slowdown at full heat (0.3: calls take 30 % longer), grown linearly from the start
+    throttle_ramp_s           virtual seconds until full heat
+    quantum_ns                resolution of the timer
+    seed                      what all randomness comes from
+    clock_ns                  the virtual clock's first reading
+    realtime                  1: calls also sleep for their duration, and now_ns is the host's clock
+    crash, hang               prefixes of graph keys, comma separated: a timed call dies of SIGSEGV, or never returns
+    unsupported               the same: preparing raises UnsupportedOp
 """
 
 from __future__ import annotations

@@ -138,6 +138,7 @@ def plan_to_proto(plan: Plan) -> measure_pb2.Plan:
         runtime=plan.runtime,
         threads=plan.threads,
         cache=_member("CACHE", plan.cache),
+        train_ops=plan.train_ops,
         instances=plan.instances,
         min_calls=plan.min_calls,
         warmup_calls=plan.warmup_calls,
@@ -155,6 +156,7 @@ def plan_from_proto(message: measure_pb2.Plan) -> Plan:
         runtime=message.runtime,
         threads=message.threads,
         cache=cast(Cache, _value("CACHE", measure_pb2.Cache, message.cache, CACHES)),
+        train_ops=message.train_ops,
         instances=message.instances,
         min_calls=message.min_calls,
         warmup_calls=message.warmup_calls,
@@ -182,13 +184,15 @@ def artifact_ref_from_proto(message: measure_pb2.ArtifactRef) -> ArtifactRef:
 
 @_refusing("LeasedOp")
 def leased_op_to_proto(op: LeasedOp) -> measure_pb2.LeasedOp:
-    return measure_pb2.LeasedOp(op_id=op.op_id, artifact=artifact_ref_to_proto(op.artifact), every=op.every)
+    artifact = artifact_ref_to_proto(op.artifact)
+    return measure_pb2.LeasedOp(op_id=op.op_id, artifact=artifact, every=op.every, solo=op.solo)
 
 
 @_refusing("LeasedOp")
 def leased_op_from_proto(message: measure_pb2.LeasedOp) -> LeasedOp:
     _require(message.HasField("artifact"), "LeasedOp", "artifact")
-    return LeasedOp(op_id=message.op_id, artifact=artifact_ref_from_proto(message.artifact), every=message.every)
+    artifact = artifact_ref_from_proto(message.artifact)
+    return LeasedOp(op_id=message.op_id, artifact=artifact, every=message.every, solo=message.solo)
 
 
 @_refusing("Lease")

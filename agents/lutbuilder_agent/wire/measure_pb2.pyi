@@ -92,7 +92,7 @@ class RuntimeReport(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("runtime", "threads", "cache", "instances", "min_calls", "warmup_calls", "min_block_ns", "max_calls", "op_timeout_ns", "seed", "options")
+    __slots__ = ("runtime", "threads", "cache", "instances", "min_calls", "warmup_calls", "min_block_ns", "max_calls", "op_timeout_ns", "seed", "options", "train_ops")
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,7 @@ class Plan(_message.Message):
     OP_TIMEOUT_NS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_OPS_FIELD_NUMBER: _ClassVar[int]
     runtime: str
     threads: int
     cache: Cache
@@ -115,7 +116,8 @@ class Plan(_message.Message):
     op_timeout_ns: int
     seed: int
     options: _containers.RepeatedCompositeFieldContainer[Fact]
-    def __init__(self, runtime: _Optional[str] = ..., threads: _Optional[int] = ..., cache: _Optional[_Union[Cache, str]] = ..., instances: _Optional[int] = ..., min_calls: _Optional[int] = ..., warmup_calls: _Optional[int] = ..., min_block_ns: _Optional[int] = ..., max_calls: _Optional[int] = ..., op_timeout_ns: _Optional[int] = ..., seed: _Optional[int] = ..., options: _Optional[_Iterable[_Union[Fact, _Mapping]]] = ...) -> None: ...
+    train_ops: int
+    def __init__(self, runtime: _Optional[str] = ..., threads: _Optional[int] = ..., cache: _Optional[_Union[Cache, str]] = ..., instances: _Optional[int] = ..., min_calls: _Optional[int] = ..., warmup_calls: _Optional[int] = ..., min_block_ns: _Optional[int] = ..., max_calls: _Optional[int] = ..., op_timeout_ns: _Optional[int] = ..., seed: _Optional[int] = ..., options: _Optional[_Iterable[_Union[Fact, _Mapping]]] = ..., train_ops: _Optional[int] = ...) -> None: ...
 
 class ArtifactRef(_message.Message):
     __slots__ = ("sha256", "format", "size_bytes")
@@ -128,14 +130,16 @@ class ArtifactRef(_message.Message):
     def __init__(self, sha256: _Optional[str] = ..., format: _Optional[_Union[Format, str]] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class LeasedOp(_message.Message):
-    __slots__ = ("op_id", "artifact", "every")
+    __slots__ = ("op_id", "artifact", "every", "solo")
     OP_ID_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     EVERY_FIELD_NUMBER: _ClassVar[int]
+    SOLO_FIELD_NUMBER: _ClassVar[int]
     op_id: str
     artifact: ArtifactRef
     every: int
-    def __init__(self, op_id: _Optional[str] = ..., artifact: _Optional[_Union[ArtifactRef, _Mapping]] = ..., every: _Optional[int] = ...) -> None: ...
+    solo: bool
+    def __init__(self, op_id: _Optional[str] = ..., artifact: _Optional[_Union[ArtifactRef, _Mapping]] = ..., every: _Optional[int] = ..., solo: bool = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("op_id", "round", "order", "instance", "start_ns", "warmup_ns", "samples_ns", "preempted")

@@ -1,0 +1,83 @@
+"""An agent of our own: `collect` and `validate` start one beside themselves when the device is this machine.
+
+It is the very program that runs on a phone, in a process of its own, over the same wire.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lutbuilder_agent.errors import CampaignFailed, SpecError
+
+_TERMINATE_S = 10.0
+_MOST_STARTS = 4
+
+
+class EmbeddedAgent:
+    """The local agent process. It ends with this process, however that ends; one that dies by itself is started again.
+
+    Start it from a thread that lives as long as the agent is wanted: the kernel ties it to that thread.
+    """
+
+    def __init__(self, *, coordinator: str, runtime: str, folder: Path) -> None:
+        self._command = [
+            sys.executable, "-m", "lutbuilder_agent", "run",
+            "--coordinator", coordinator,
+            "--runtimes", runtime,
+            "--name", f"local-{runtime}",
+            "--cache-dir", str(folder / "cache"),
+            "--spool-dir", str(folder / "spool"),
+            "--die-with-parent", str(os.getpid()),
+        ]  # fmt: skip  # an option and its value share a line
+        self._log_path = folder / "agent.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process; its log goes to agent.log in the folder."""
+        self._starts += 1
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def keep_alive(self) -> str | None:
+        """Start the agent again if it has died; return what happened, or None if all is well. Raises CampaignFailed."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        status = self._process.returncode
+        if self._starts >= _MOST_STARTS:
+            raise CampaignFailed(
+                f"the agent on this machine ended {self._starts} times, the last time with status {status}. Its last "
+                f"words ({self._log_path}): {self._last_words()}. Type `lutbuilder doctor`"
+            )
+        self.start()
+        return f"the agent ended with status {status}; started again"
+
+    def stop(self) -> None:
+        """End the process: politely, then by force. Safe to call twice."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_TERMINATE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+
+    def _last_words(self) -> str:
+        raw = self._log_path.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()
+        return " / ".join(raw[-3:]) or "none"
+
+
+def agent_folder(state: Path, runtime: str) -> Path:
+    """Return where the embedded agent for a runtime keeps its cache and spool. Raises SpecError for an empty name."""
+    if not runtime:
+        raise SpecError("an agent folder needs a runtime's name")
+    return state / "agents" / runtime
