@@ -13,6 +13,7 @@ from lutbuilder.op import OpSpec
 from lutbuilder_agent.records import CACHES, Fingerprint, Plan
 from tests.strategies import op_specs
 
+CACHE = Target(device="example-cpu", runtime="onnxruntime").cache
 FINGERPRINT = Fingerprint(device="example-cpu", facts=(("kernel", "6.1"), ("model", "Example 9000")))
 
 
@@ -40,7 +41,7 @@ def example_row(op: OpSpec | None = None, **changes: Any) -> Row:
         "preempted_fraction": 0.01,
         "bimodal": False,
         "stop_reason": "precision",
-        "cache": "hot",
+        "cache": CACHE,
         "exec_w_bits": 32,
         "exec_a_bits": 32,
     }
@@ -49,18 +50,19 @@ def example_row(op: OpSpec | None = None, **changes: Any) -> Row:
 
 def failed_row(op: OpSpec | None = None, **changes: Any) -> Row:
     """A row of an op that crashed."""
-    failed = {"latency_ms": None, "exec_status": "failed", "reason": "crashed: signal 11", "cache": "hot"}
+    failed = {"latency_ms": None, "exec_status": "failed", "reason": "crashed: signal 11", "cache": CACHE}
     return Row.of(op or example_op(), **{**failed, **changes})
 
 
 def example_meta(**changes: Any) -> LutMeta:
-    """The footer of `example_row`s; fields of target, plan and fingerprint facts are given by their own names."""
+    """The footer of `example_row`s; fields of target and plan are given by their own names."""
     target = {name: changes.pop(name) for name in ("device", "runtime", "dtype", "batch") if name in changes}
-    both = {name: changes.pop(name) for name in ("threads", "cache") if name in changes}
-    runtime = target.get("runtime", "onnxruntime")
+    both = {"cache": CACHE, **{name: changes.pop(name) for name in ("threads", "cache") if name in changes}}
+    train_ops = 12 if both["cache"] == "rotating" else 1
+    plan = {"runtime": target.get("runtime", "onnxruntime"), "train_ops": train_ops, **both}
     fields: dict[str, Any] = {
         "target": Target(**{"device": "example-cpu", "runtime": "onnxruntime", **target, **both}),
-        "plan": Plan(runtime=runtime, **both),
+        "plan": Plan(**plan),
         "fingerprint": FINGERPRINT,
         "runtime_version": "1.20.0",
         "tool_version": "0.1.0",

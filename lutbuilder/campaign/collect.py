@@ -16,11 +16,11 @@ from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store, StoredFailure
-    from lutbuilder.lut import Lut
+    from lutbuilder.lut import Lut, LutMeta, Row
     from lutbuilder.op import OpSpec
 
 
@@ -77,11 +77,9 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
             spec = unpublished(spec, host.store, base)
             resumed = any(c.campaign_id == spec.key and c.rounds for c in host.store.campaigns())
             state = host.run(spec)
-            host.tell("fitting")
-            lut, summary = publish_campaign(
-                host, state, agent, luts=request.luts, base=base, new_conditions=request.new_conditions
-            )
-            return _outcome(host, state, lut, summary, wanted=wanted, resumed=resumed)
+            made = draft(host, state, agent)
+            lut = publish_draft(host, made, luts=request.luts, base=base, new_conditions=request.new_conditions)
+            return _outcome(host, state, lut, made.summary, wanted=wanted, resumed=resumed)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted; every acknowledged visit is kept: the same command continues where this one stopped"
@@ -168,19 +166,21 @@ def pooled(store: Store, spec: CampaignSpec) -> Pool:
     )
 
 
-def publish_campaign(
-    host: Host,
-    state: CampaignState,
-    agent: AgentState,
-    *,
-    luts: Path,
-    base: Lut | None,
-    new_conditions: bool = False,
-    validation: Mapping[str, object] | None = None,
-) -> tuple[Lut, Summary]:
-    """Fit the campaign's pool, publish rows and raw visits as the next version, and return both."""
-    from lutbuilder.lut import LutMeta, QualitySummary, make_rows, publish, write_samples
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """The next version before it has a number: rows, footer, and the fit they come from."""
 
+    rows: tuple[Row, ...]
+    meta: LutMeta
+    summary: Summary
+    pool: Pool
+
+
+def draft(host: Host, state: CampaignState, agent: AgentState) -> Draft:
+    """Fit the campaign's pool and make rows. Raises CampaignFailed, with the reasons, if nothing was measured."""
+    from lutbuilder.lut import LutMeta, QualitySummary, make_rows
+
+    host.tell("fitting")
     spec = state.spec
     pool = pooled(host.store, spec)
     if not pool.campaign_ids:
@@ -188,9 +188,8 @@ def publish_campaign(
         raise CampaignFailed(f"nothing was measured ({state.reason}). {told or 'Type `lutbuilder doctor`'}")
     summary = summarise(pool.ops, host.store.visits(pool.campaign_ids))
     reasons = {
-        op.op_id: "precision" if (half := estimate.half_width) is not None and half <= spec.precision else state.reason
-        for op in pool.ops
-        if (estimate := summary.by_id.get(op.op_id)) is not None
+        op_id: "precision" if (half := estimate.half_width) is not None and half <= spec.precision else state.reason
+        for op_id, estimate in summary.by_id.items()
     }
     paired = any(op.role == "pair" for op in pool.ops)
     rows = make_rows(
@@ -201,7 +200,6 @@ def publish_campaign(
         method="context" if paired else "isolated",
         cache=spec.target.cache,
     )
-    host.tell("publishing")
     meta = LutMeta(
         target=spec.target,
         fingerprint=agent.fingerprint,
@@ -213,17 +211,27 @@ def publish_campaign(
         sessions=pool.sessions,
         stop_reason=state.reason,
         conditions=f"precision {spec.precision:g}, budget {spec.budget_s:g} s",
-        validation=validation,
         quality=QualitySummary(
-            timed_fraction=_timed_fraction(host, state), wall_s=host.elapsed_s(), rounds=state.rounds, sessions=len(pool.sessions)
+            timed_fraction=timed_fraction(host, state),
+            wall_s=host.elapsed_s(),
+            rounds=state.rounds,
+            sessions=len(pool.sessions),
         ),
     )
-    lut = publish(rows, meta, folder=luts, base=base, new_conditions=new_conditions)
-    write_samples(host.store.raw_visits(pool.campaign_ids), lut=lut)
-    return lut, summary
+    return Draft(rows=rows, meta=meta, summary=summary, pool=pool)
 
 
-def _timed_fraction(host: Host, state: CampaignState) -> float:
+def publish_draft(host: Host, made: Draft, *, luts: Path, base: Lut | None, new_conditions: bool = False) -> Lut:
+    """Publish a draft as the next version, with the raw visits beside it."""
+    from lutbuilder.lut import publish, write_samples
+
+    host.tell("publishing")
+    lut = publish(made.rows, made.meta, folder=luts, base=base, new_conditions=new_conditions)
+    write_samples(host.store.raw_visits(made.pool.campaign_ids), lut=lut)
+    return lut
+
+
+def timed_fraction(host: Host, state: CampaignState) -> float:
     """Share of the wall time inside timed visits; a resumed campaign's earlier runs count with their rounds only."""
     wall_s = max(host.elapsed_s(), state.measured_ns / 1e9)
     return min(1.0, state.timed_ns / 1e9 / wall_s)
@@ -254,7 +262,7 @@ def _outcome(
         n_failed=len(failed),
         rounds=state.rounds,
         wall_s=host.elapsed_s(),
-        timed_fraction=_timed_fraction(host, state),
+        timed_fraction=timed_fraction(host, state),
         resumed=resumed,
         notes=tuple(notes),
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 from numpy.typing import NDArray
 
-from lutbuilder.lut.schema import COLUMNS, EVIDENCES, METHODS, LutMeta, Row, column_values, table_to_rows
+from lutbuilder.lut.schema import COLUMNS, EVIDENCES, LutMeta, Row, column_values, table_to_rows
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import LutCorrupt, OpNotInLut, SpecError, UnknownName
 
@@ -24,8 +24,8 @@ _TEXTS = tuple(c.name for c in COLUMNS if c.type == "string")
 _SHAPE = ("in_channels", "mid_channels", "out_channels", "height", "width", "kernel", "stride", "groups", "batch")
 _SAME = ("act", "se", "residual", "w_bits", "a_bits")
 _NEAREST = 3
-# Calibrated values exist to be predicted with, so where a version has them they are what lookups give.
-_METHOD_RANK = {method: rank for rank, method in enumerate(sorted(METHODS, key=lambda m: m != "calibrated"))}
+# Nearest to a whole network first: a calibrated value was corrected by networks, an imputed one was never measured.
+_METHOD_RANK = {method: rank for rank, method in enumerate(("calibrated", "in_situ", "context", "isolated", "imputed"))}
 _EVIDENCE_RANK = {evidence: rank for rank, evidence in enumerate(EVIDENCES)}
 
 
@@ -34,7 +34,7 @@ class Lut:
     """What ops cost on one target. Safe to share between threads; nothing in it changes.
 
     `table` holds a row per (op, evidence, method), `meta` the footer, `path` the file. Where an op has several rows,
-    lookups take one with a latency first, then the most direct evidence, then calibrated before the other methods.
+    lookups take one with a latency first, then the most direct evidence, then the method nearest to whole networks.
     """
 
     table: pa.Table

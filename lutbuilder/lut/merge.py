@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lutbuilder.lut.lut import Lut
 
 _NEVER_POOLED = ("device", "runtime", "dtype", "batch")  # these name the LUT's folder: another value is another LUT
-_CONDITIONS = ("threads", "cache")
+_CONDITIONS = ("threads", "cache")  # of target and plan alike
 
 
 def merge(
@@ -113,7 +113,7 @@ def _conflicts(old: LutMeta, new: LutMeta) -> Iterator[tuple[str, Any, Any]]:
     for name in (*_NEVER_POOLED, *_CONDITIONS):
         yield from _differs(f"target.{name}", getattr(old.target, name), getattr(new.target, name))
     yield from _differs("runtime_version", old.runtime_version, new.runtime_version)
-    for name in ("runtime", "options", *_CONDITIONS):
+    for name in ("runtime", "options", "train_ops", *_CONDITIONS):
         yield from _differs(f"plan.{name}", getattr(old.plan, name), getattr(new.plan, name))
     if old.fingerprint.env_id != new.fingerprint.env_id:
         yield from _differs("fingerprint.device", old.fingerprint.device, new.fingerprint.device)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lutbuilder.campaign.spec import CampaignOp
     from lutbuilder.stats.records import OpEstimate
 
-LATENCY_FLOOR_MS = 1e-6  # 1 ns: what an op gets that cannot be told from an empty call
+LATENCY_FLOOR_MS = 1e-6  # 1 ns: what an op gets that cannot be told from its call overhead
 _REASON_CHARS = 400  # engines answer with whole stack traces
 _UNTRUSTED = ("wrong_output", "bad_artifact")  # whatever was timed, it was not this op
 
@@ -41,16 +41,18 @@ def make_rows(
     *,
     method: Method = "isolated",
     evidence: Evidence = "measured",
-    cache: Cache = "hot",
+    cache: Cache,
 ) -> tuple[Row, ...]:
-    """Return a row for every op and call-overhead op that was measured or failed; pairs, networks and unvisited ops give none.
+    """Return a row for every op, and the call overhead of every input shape, that was measured or failed.
 
-    latency_ms is the op's estimate minus that of the empty call of its input shape (`overhead_op`), its interval both
-    intervals combined in quadrature, clipped above 0. `stop_reasons` is by op_id.
-    - An identity's latency_ms is its own time, its call_overhead_ms null: it is the overhead, not an op that has one.
-    - An op not above its empty call gets LATENCY_FLOOR_MS, an upper end that still holds its uncertainty, and a reason:
+    `estimates` are of ops, and of call overheads under the id of the shape's identity op (`overhead_op`), however those
+    were measured; pairs, networks and what was never visited give no row. `stop_reasons` is by op_id.
+    latency_ms is the op's estimate minus the call overhead of its input shape; its interval combines both intervals in
+    quadrature and stays above 0.
+    - An identity's latency_ms is the overhead itself, its call_overhead_ms null: it is one, it does not have one.
+    - An op not above its overhead gets LATENCY_FLOOR_MS, an upper end that still holds its uncertainty, and a reason:
       a network can still be summed, and the row says that the value is a floor.
-    - An op whose empty call was not measured is `failed`, its gross time in the reason: a gross value among net ones
+    - An op whose overhead was not measured is `failed`, its gross time in the reason: a gross value among net ones
       would be a few per cent off and look like any other.
     - An op with visits and with failures keeps its latency and names the failure; with a wrong output it is `failed`.
     """
@@ -61,10 +63,8 @@ def make_rows(
         if held is None or held.reason not in _UNTRUSTED:
             failed[failure.op_id] = failure
     rows: dict[str, Row] = {}
-    for campaign_op in campaign_ops:
-        if campaign_op.role in ("pair", "network"):
-            continue
-        op = campaign_op.ops[0]
+    ops = [campaign_op.ops[0] for campaign_op in campaign_ops if campaign_op.role in ("op", "overhead")]
+    for op in dict.fromkeys([*ops, *(overhead_op(op) for op in ops)]):
         columns = _common(op, by_id.get(op.op_id), failed.get(op.op_id))
         if columns is None:
             continue
@@ -117,12 +117,12 @@ def _own_time(op: OpSpec, estimate: OpEstimate) -> dict[str, Any]:
 
 
 def _net(op: OpSpec, estimate: OpEstimate, by_id: Mapping[str, OpEstimate], reason: str | None) -> dict[str, Any]:
-    """Return the cost columns of an op, net of the empty call of its input shape."""
-    empty_call = overhead_op(op)
-    overhead = by_id.get(empty_call.op_id)
+    """Return the cost columns of an op, net of the call overhead of its input shape."""
+    identity = overhead_op(op)
+    overhead = by_id.get(identity.op_id)
     gross_ms = float(estimate.time_ms)
     if overhead is None:
-        missing = f"call overhead ({empty_call.label()}) was not measured; {gross_ms:.6g} ms with it"
+        missing = f"call overhead ({identity.label()}) was not measured; {gross_ms:.6g} ms with it"
         return {"latency_ms": None, "exec_status": "failed", "reason": _join(reason, missing)}
     overhead_ms = float(overhead.time_ms)
     net_ms = gross_ms - overhead_ms

@@ -84,10 +84,16 @@ COLUMNS: tuple[Column, ...] = (
     Column("w_bits", "int64", "key"),
     Column("a_bits", "int64", "key"),
     Column("batch", "int64", "key"),
-    Column("latency_ms", "float64", "cost", nullable=True, doc="net of call overhead; an identity's own time"),
+    Column("latency_ms", "float64", "cost", nullable=True, doc="net of call overhead; of an identity: the overhead"),
     Column("latency_lo_ms", "float64", "cost", nullable=True, doc="95 % interval of latency_ms; null below 6 rounds"),
     Column("latency_hi_ms", "float64", "cost", nullable=True),
-    Column("call_overhead_ms", "float64", "cost", nullable=True, doc="an empty call of that input shape; null for one"),
+    Column(
+        "call_overhead_ms",
+        "float64",
+        "cost",
+        nullable=True,
+        doc="of a call with that input shape; null for an identity",
+    ),
     Column("p90_ms", "float64", "cost", nullable=True, doc="90th percentile of visits, net of call overhead"),
     Column("energy_mj", "float64", "cost", nullable=True, doc="null without a counter"),
     Column("peak_memory_bytes", "int64", "cost", nullable=True),
@@ -463,7 +469,10 @@ def _hints(cls: Hashable) -> Mapping[str, Any]:
 
 
 def _decode(cls: type[_T], value: object, where: str) -> _T:
-    """Build a frozen dataclass from JSON, checking every type; fields added after the file take their defaults."""
+    """Build a frozen dataclass from JSON, checking every type.
+
+    A field added after the file was written takes its default, which therefore has to mean what was done before.
+    """
     if not isinstance(value, dict):
         raise SpecError(f"{where} must be an object")
     known = {field.name: field for field in fields(cast(Any, cls))}

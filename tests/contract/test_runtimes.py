@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from lutbuilder.artifacts import build
@@ -135,7 +135,7 @@ def test_an_activation_leaves_the_tensor_it_reads_alone(runtime: Runtime, kind: 
     check_output(runtime, graph_of(activated, Layer(kind="add", inputs=(0, 1))))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(graph=layer_graphs())
 def test_any_small_graph_computes_what_torch_computes(runtime: Runtime, graph: LayerGraph) -> None:
     check_output(runtime, graph)

@@ -42,7 +42,7 @@ def conv(*, kernel: int, stride: int, extent: int, groups: int = 1) -> LayerGrap
 # --- Every format.
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(layer_graphs())
 def test_equal_graphs_give_equal_bytes(graph: LayerGraph) -> None:
     again = LayerGraph.from_bytes(graph.to_bytes())
@@ -100,7 +100,7 @@ def test_a_missing_package_names_the_line_to_type(
 # --- ONNX.
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(layer_graphs())
 def test_the_onnx_checker_finds_nothing(graph: LayerGraph) -> None:
     model = onnx.load_from_string(build(graph, "onnx"))

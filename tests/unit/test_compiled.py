@@ -300,7 +300,7 @@ def published(folder: Path, rows: list[Row], **meta: Any) -> Lut:
 
 def row_of(op: OpSpec, **changes: Any) -> Row:
     ms = uneven_ms(op)
-    return example_row(op, latency_ms=ms, latency_lo_ms=0.99 * ms, latency_hi_ms=1.01 * ms, **changes)
+    return example_row(op, latency_ms=ms, latency_lo_ms=0.99 * ms, latency_hi_ms=1.01 * ms, cache=None, **changes)
 
 
 def test_real_lut_predicts_what_its_rows_say(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_real_lut_predicts_what_its_rows_say(tmp_path: Path) -> None:
 def test_failed_row_of_a_real_lut_is_infeasible(tmp_path: Path) -> None:
     ops = PROXYLESS.ops()
     failed = ops[40]
-    lut = published(tmp_path, [failed_row(op) if op == failed else row_of(op) for op in ops])
+    lut = published(tmp_path, [failed_row(op, cache=None) if op == failed else row_of(op) for op in ops])
     compiled = compile_space(PROXYLESS, lut)
     assert compiled.infeasible == (failed.label(),)
     archs = PROXYLESS.sample(np.random.default_rng(5), 300)

@@ -130,7 +130,7 @@ def test_a_near_row_whose_label_is_the_same_names_the_difference(tmp_path: Path)
         lut[example_op(out_channels=16, act="relu")]
 
 
-def test_lookups_prefer_a_latency_then_direct_evidence_then_calibrated_values(tmp_path: Path):
+def test_lookups_prefer_a_latency_then_direct_evidence_then_the_method_nearest_to_networks(tmp_path: Path):
     a, b, c, d = OPS
     lut = collected(
         tmp_path,
@@ -141,11 +141,12 @@ def test_lookups_prefer_a_latency_then_direct_evidence_then_calibrated_values(tm
         example_row(c, latency_ms=1.004, method="isolated"),
         example_row(c, latency_ms=1.005, method="calibrated"),
         failed_row(d),
+        failed_row(d, method="context"),
     )
-    assert len(lut) == 7
+    assert len(lut) == 8
     assert lut.latency_ms([a, b, c]).tolist() == [1.001, 1.003, 1.005]
     assert lut[c].method == "calibrated"
-    assert lut[d].latency_ms is None
+    assert lut[d].method == "context"
     assert len({row.op for row in lut.nearest(a, 7)}) == 4, "each op once"
 
 

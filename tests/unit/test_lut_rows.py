@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lutbuilder.campaign.plan import overhead_op
@@ -15,6 +15,7 @@ from lutbuilder.op import OpSpec
 from lutbuilder.stats.records import OpEstimate
 from tests.lut_examples import example_op
 
+PROPERTY = settings(max_examples=50, deadline=None)  # no deadline: a busy machine is no failure
 OP = example_op()
 EMPTY = overhead_op(OP)
 
@@ -47,10 +48,11 @@ def rows_of(
     estimates: list[OpEstimate], failures: list[Failed] | None = None, ops: list[OpSpec] | None = None
 ) -> dict[str, Row]:
     campaign_ops = [CampaignOp.of(op) for op in ops or [OP, EMPTY]]
-    return {row.op_id: row for row in make_rows(campaign_ops, estimates, failures or [], {OP.op_id: "precision"})}
+    reasons = {OP.op_id: "precision"}
+    return {row.op_id: row for row in make_rows(campaign_ops, estimates, failures or [], reasons, cache="hot")}
 
 
-def test_the_empty_call_of_the_input_shape_is_subtracted():
+def test_the_call_overhead_of_the_input_shape_is_subtracted():
     row = rows_of([estimate(OP, 1.5, half_ms=0.03, p90_ms=1.8), estimate(EMPTY, 0.5, half_ms=0.04)])[OP.op_id]
     assert row.latency_ms == pytest.approx(1.0)
     assert row.call_overhead_ms == 0.5
@@ -88,7 +90,7 @@ def test_without_both_intervals_there_is_none(without: int):
     assert (row.latency_lo_ms, row.latency_hi_ms, row.half_width) == (None, None, None)
 
 
-def test_an_empty_call_is_a_row_of_its_own_time():
+def test_a_call_overhead_is_a_row_of_its_own_time():
     row = rows_of([estimate(OP, 1.5), estimate(EMPTY, 0.5, half_ms=0.1, p90_ms=0.6)])[EMPTY.op_id]
     assert (row.kind, row.latency_ms, row.call_overhead_ms, row.p90_ms) == ("identity", 0.5, None, 0.6)
     assert (row.latency_lo_ms, row.latency_hi_ms) == (pytest.approx(0.4), pytest.approx(0.6))
@@ -96,7 +98,7 @@ def test_an_empty_call_is_a_row_of_its_own_time():
 
 
 @pytest.mark.parametrize("time_ms", [0.5, 0.45])
-def test_an_op_not_above_its_empty_call_gets_the_floor_and_says_so(time_ms: float):
+def test_an_op_not_above_its_call_overhead_gets_the_floor_and_says_so(time_ms: float):
     row = rows_of([estimate(OP, time_ms, half_ms=0.03), estimate(EMPTY, 0.5, half_ms=0.04)])[OP.op_id]
     assert row.latency_ms == LATENCY_FLOOR_MS > 0
     assert row.latency_lo_ms == LATENCY_FLOOR_MS
@@ -105,6 +107,7 @@ def test_an_op_not_above_its_empty_call_gets_the_floor_and_says_so(time_ms: floa
     assert row.reason == f"not above the call overhead ({time_ms} ms with it, 0.5 ms alone); latency_ms is a floor"
 
 
+@PROPERTY
 @given(st.floats(1e-7, 1e6), st.floats(1e-7, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))
 def test_no_row_is_ever_zero_negative_or_outside_its_interval(op_ms: float, empty_ms: float, half: float, other: float):
     rows = rows_of([estimate(OP, op_ms, half_ms=half), estimate(EMPTY, empty_ms, half_ms=other)])
@@ -120,7 +123,7 @@ def test_an_interval_that_misses_its_own_estimate_is_widened_to_hold_it():
     assert rows[EMPTY.op_id].latency_hi_ms == 0.5
 
 
-def test_an_op_whose_empty_call_was_not_measured_is_failed_and_keeps_its_gross_time():
+def test_an_op_whose_call_overhead_was_not_measured_is_failed_and_keeps_its_gross_time():
     rows = rows_of([estimate(OP, 1.5)], [Failed(EMPTY.op_id, "crashed")])
     row = rows[OP.op_id]
     assert (row.latency_ms, row.exec_status, row.n_visits) == (None, "failed", 60)
@@ -158,12 +161,21 @@ def test_a_wrong_output_is_failed_however_often_it_was_timed(later: list[Failed]
     assert row.n_visits == 60
 
 
-def test_what_was_never_visited_and_whole_networks_give_no_row():
-    other = example_op(1)
-    network = CampaignOp.network((OP,))
-    ops = [CampaignOp.of(OP), CampaignOp.of(EMPTY), CampaignOp.of(other), network]
-    estimates = [estimate(OP, 1.5), estimate(EMPTY, 0.5), replace(estimate(OP, 9.0), op_id=network.op_id)]
-    assert {row.op for row in make_rows(ops, estimates, [], {})} == {OP, EMPTY}
+def test_a_call_overhead_that_was_found_from_pairs_is_a_row_too():
+    """Its identity op was never visited itself, so no campaign op names it."""
+    rows = rows_of([estimate(OP, 1.5), estimate(EMPTY, 0.5)], ops=[OP])
+    assert (rows[OP.op_id].latency_ms, rows[EMPTY.op_id].latency_ms) == (1.0, 0.5)
+
+
+def test_what_was_never_visited_and_pairs_and_networks_give_no_row():
+    joined = [CampaignOp.network((OP, example_op(2))), CampaignOp.pair(OP, example_op(2))]
+    ops = [CampaignOp.of(OP), CampaignOp.of(EMPTY), CampaignOp.of(example_op(1)), *joined]
+    estimates = [
+        estimate(OP, 1.5),
+        estimate(EMPTY, 0.5),
+        *(replace(estimate(OP, 9.0), op_id=several.op_id) for several in joined),
+    ]
+    assert {row.op for row in make_rows(ops, estimates, [], {}, cache="hot")} == {OP, EMPTY}
 
 
 def test_method_evidence_and_cache_are_recorded():

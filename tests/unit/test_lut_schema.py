@@ -20,6 +20,7 @@ from lutbuilder_agent.errors import LutTooNew, SpecError
 from tests.lut_examples import example_meta, example_op, example_row, failed_row, rows, tables
 from tests.strategies import op_specs
 
+PROPERTY = settings(max_examples=50, deadline=None)  # no deadline: a busy machine is no failure
 GROUPS = {
     "key": "op_id kind in_channels mid_channels out_channels height width kernel stride expand groups se act residual "
     "w_bits a_bits batch",
@@ -42,6 +43,7 @@ def test_a_row_has_a_field_for_every_column_with_its_type_and_nullability():
         assert kinds == {python[column.type], *([type(None)] if column.nullable else [])}, column.name
 
 
+@PROPERTY
 @given(op_specs())
 def test_a_row_gives_its_op_back(op: OpSpec):
     row = Row.of(op, latency_ms=1.0)
@@ -49,12 +51,13 @@ def test_a_row_gives_its_op_back(op: OpSpec):
     assert row.op_id == op.op_id
 
 
+@PROPERTY
 @given(rows())
 def test_a_row_survives_a_dict(row: Row):
     assert Row(**asdict(row)) == row
 
 
-@settings(max_examples=60)
+@PROPERTY
 @given(tables())
 def test_rows_survive_the_file(table: list[Row]):
     read, meta = decode_lut(encode_lut(table, example_meta()))
@@ -192,6 +195,7 @@ def test_a_footer_refuses_nonsense(changes: dict[str, Any]):
         example_meta(**changes)
 
 
+@PROPERTY
 @given(tables(max_size=4), st.randoms())
 def test_the_content_hash_ignores_the_order_of_rows(table: list[Row], random: Any):
     shuffled = list(table)
@@ -248,9 +252,9 @@ def test_there_is_a_golden_file_of_every_schema(root: Path):
 
 def test_the_golden_file_of_schema_1_loads_for_ever(root: Path):
     lut = Lut.load(root / "tests/golden/lut-schema-1.parquet")
-    assert lut.content_hash == "3a973b8298df79332e36ebf8735686b11b66dcb7450190c0a7020ea84d71c625"
+    assert lut.content_hash == "05d7e81628f6e10d34a9b64a65c1685c0b57532b944effe677f937965947672a"
     meta = lut.meta
-    assert (meta.schema_version, meta.name, meta.version) == (1, "golden-cpu/onnxruntime-fp32-bs1", 2)
+    assert (meta.schema_version, meta.name, meta.version) == (1, "golden-cpu/onnxruntime-fp32-bs1-hot", 2)
     assert (meta.parent_version, meta.parent_sha256, meta.tool_version) == (1, "ab" * 32, "0.1.0")
     assert (meta.target.device, meta.target.runtime, meta.target.batch) == ("golden-cpu", "onnxruntime", 1)
     assert dict(meta.fingerprint.facts) == {"flags": "avx2 fma", "kernel": "6.1.0", "model": "Golden 1"}
