@@ -35,7 +35,7 @@ def collect(
         typer.Option(help="How long to wait for an agent of another machine [default: for ever].", show_default=False),
     ] = None,
     listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where agents dial in; port 0: any.")
+        str, typer.Option(metavar="HOST:PORT", help="Where agents dial in; loopback only; port 0: any.")
     ] = "127.0.0.1:0",
     again: Annotated[bool, typer.Option("--again", help="Measure once more what is precise already.")] = False,
     cache: Annotated[
@@ -57,7 +57,7 @@ def collect(
     Examples:
       lutbuilder collect --device cpu --space proxyless --budget 3m --precision 1%
       lutbuilder collect --device cpu --runtime litert --threads 1
-      lutbuilder collect --device v100 --bs 8 --listen 0.0.0.0:7070 --wait 30m
+      lutbuilder collect --device v100 --bs 8 --listen 127.0.0.1:7070 --wait 30m
       lutbuilder luts show "$(lutbuilder collect --device cpu)"
     """
     with errors_shown(as_json=json_, debug=debug, resumable=True):

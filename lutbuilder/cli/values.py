@@ -60,7 +60,7 @@ def listen_address(text: str, *, option: str) -> str:
     """Return `HOST:PORT` (port 0: any free one) if it reads as that; nobody looks the host up yet."""
     host, _, port = text.strip().rpartition(":")
     if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
-        raise SpecError(f"{option} {text!r} is not HOST:PORT; write it as 127.0.0.1:0 or 0.0.0.0:7070")
+        raise SpecError(f"{option} {text!r} is not HOST:PORT; write it as 127.0.0.1:0 or 127.0.0.1:7070")
     return f"{host}:{int(port)}"
 
 

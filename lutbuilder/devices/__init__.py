@@ -4,8 +4,9 @@ title = "NVIDIA V100 GPU"                   # one line for people
 local = false                               # true: `collect` starts an agent on this very machine
 runtimes = ["torch-channels_last"]          # what makes sense there; the first is the default
 threads = 1                                 # default threads
-start_agent = ["...", "lutbuilder-agent run --coordinator {coordinator}"]    # what to type on the device
+start_agent = ["ssh ... {port}", "... {coordinator}"]    # what to type, in order, until an agent dials in
 evidence = "not verified on the hardware"   # how far we have tried it
+options = { device = "cuda" }               # runtime options that make it this silicon; may be left out
 [match]                                     # globs; one that fits makes it this device; case is ignored
 device = ["*v100*"]                         # against Fingerprint.device ...
 gpu = ["*v100*"]                            # ... or against a fact of the fingerprint
@@ -39,6 +40,7 @@ class DeviceTarget:
     start_agent: tuple[str, ...]
     evidence: str
     match: tuple[tuple[str, tuple[str, ...]], ...]  # (what, globs): `device`, or the name of a fact
+    options: tuple[tuple[str, str], ...] = ()  # runtime options, as in Plan
 
     def __post_init__(self) -> None:
         if not self.title or not self.runtimes or not self.match or not self.evidence:
@@ -69,8 +71,9 @@ class DeviceTarget:
         return any(fnmatch.fnmatchcase(slug.casefold(), glob.casefold()) for glob in globs)
 
     def agent_lines(self, coordinator: str) -> tuple[str, ...]:
-        """Return what to type on the device so that its agent dials `coordinator` (HOST:PORT)."""
-        return tuple(line.replace("{coordinator}", coordinator) for line in self.start_agent)
+        """Return what to type, in this order, so that an agent on the device dials `coordinator` (HOST:PORT)."""
+        port = coordinator.rpartition(":")[2]
+        return tuple(line.replace("{coordinator}", coordinator).replace("{port}", port) for line in self.start_agent)
 
 
 def names() -> tuple[str, ...]:
@@ -110,7 +113,7 @@ def parse(name: str, text: str) -> DeviceTarget:
     """Return a device from its TOML. Raises SpecError naming the field that is wrong, missing or unknown."""
     values = _toml(name, text)
     wanted = {field.name for field in fields(DeviceTarget)} - {"name"}
-    for field in sorted(wanted - {"start_agent"} - set(values)):
+    for field in sorted(wanted - {"options", "start_agent"} - set(values)):
         raise SpecError(f"device {name!r}: {field} is missing")
     for field in sorted(set(values) - wanted):
         raise SpecError(f"device {name!r}: unknown field {field!r}")
@@ -122,6 +125,10 @@ def parse(name: str, text: str) -> DeviceTarget:
         threads=_typed(name, "threads", values["threads"], int),
         start_agent=_strings(name, "start_agent", values.get("start_agent", [])),
         evidence=_typed(name, "evidence", values["evidence"], str),
+        options=tuple(
+            (option, _typed(name, f"options.{option}", value, str))
+            for option, value in sorted(_typed(name, "options", values.get("options", {}), dict).items())
+        ),
         match=tuple(
             (what, _strings(name, f"match.{what}", globs))
             for what, globs in _typed(name, "match", values["match"], dict).items()

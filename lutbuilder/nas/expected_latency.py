@@ -40,7 +40,8 @@ class ExpectedLatency(nn.Module):
 
     site_costs: Tensor  # the state: every site's costs end to end; all other buffers follow from it
     call_overhead_ms: Tensor
-    valid: Tensor
+    valid: Tensor  # (n_variables, most values): which entries of a padded tensor are values
+    _padding: Tensor
     _fixed: Tensor
     _unary: Tensor
     _unary_forbidden: Tensor
@@ -167,6 +168,7 @@ class ExpectedLatency(nn.Module):
             elif site.scope:
                 stacks.setdefault(site.costs.shape, []).append((site.scope, site.costs))
         self._derive("valid", torch.tensor(valid, device=like.device))
+        self._derive("_padding", ~self.valid)
         self._derive("_fixed", like.new_tensor(compiled.fixed))
         self._derive("_unary", like.new_tensor(np.where(np.isinf(unary), 0.0, unary)))
         self._derive("_unary_forbidden", like.new_tensor(np.isinf(unary)))
@@ -203,15 +205,17 @@ class ExpectedLatency(nn.Module):
                     f"padded choices of space {self._compiled.space.name!r} have shape (..., {self.shape[0]}, "
                     f"{self.shape[1]}): variables {self._names[0]} to {self._names[-1]}; got {tuple(choices.shape)}"
                 )
-            return choices.masked_fill(~self.valid, padding)
+            return choices.masked_fill(self._padding, padding)
         vectors = self._in_order(choices)
         batch = vectors[0].shape[:-1]
-        for variable, vector in zip(self._compiled.space.variables, vectors, strict=True):
-            if vector.shape != (*batch, len(variable.values)):
-                raise ShapeError(
-                    f"{variable.name} needs shape {(*batch, len(variable.values))}, one entry for each of its values "
-                    f"{variable.values}; got {tuple(vector.shape)}"
-                )
+        wanted = [(*batch, size) for size in self._compiled.space.sizes]
+        if [vector.shape for vector in vectors] != wanted:
+            wrong = next(n for n, vector in enumerate(vectors) if vector.shape != wanted[n])
+            variable = self._compiled.space.variables[wrong]
+            raise ShapeError(
+                f"{variable.name} needs shape {wanted[wrong]}, one entry for each of its values {variable.values}; "
+                f"got {tuple(vectors[wrong].shape)}"
+            )
         flat = torch.cat(vectors, dim=-1)
         return flat.new_full((*batch, *self.shape), padding).masked_scatter(self.valid, flat)
 

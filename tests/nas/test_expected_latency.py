@@ -349,19 +349,6 @@ def test_module_moves_to_another_device(latency: ExpectedLatency) -> None:
     assert moved(torch.zeros(latency.shape, device="meta")).device.type == "meta"
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_gives_the_same_value_and_gradient(latency: ExpectedLatency) -> None:
-    logits = random_logits(latency)
-    (expected,) = torch.autograd.grad(latency(logits), logits)
-    value = item(latency(logits))
-    moved = copy.deepcopy(latency).to("cuda")
-    there = logits.detach().cuda().requires_grad_()
-    (found,) = torch.autograd.grad(moved(there), there)
-    assert item(moved(there)) == pytest.approx(value)
-    assert found.cpu().numpy() == pytest.approx(expected.numpy())
-
-
 def test_deepcopy_and_pickle_keep_the_value() -> None:
     latency = ExpectedLatency(UNEVEN, PROXYLESS)
     logits = random_logits(latency)

@@ -38,8 +38,9 @@ def test_this_machine_comes_first():
 
 @pytest.mark.parametrize("name", [name for name in devices.names() if not devices.get(name).local])
 def test_a_remote_device_says_how_to_start_its_agent(name):
-    lines = devices.get(name).agent_lines("10.0.0.5:7070")
-    assert any("lutbuilder-agent run --coordinator 10.0.0.5:7070" in line for line in lines)
+    lines = devices.get(name).agent_lines("127.0.0.1:7070")
+    assert lines[-1] == "lutbuilder-agent run --coordinator 127.0.0.1:7070"
+    assert "7070" in lines[0]
     assert not any("{" in line for line in lines)
 
 
@@ -76,6 +77,11 @@ def test_the_first_runtime_is_the_default():
     assert device.threads == 2
 
 
+def test_options_make_the_runtime_use_the_silicon():
+    assert devices.get("v100").options == (("device", "cuda"),)
+    assert devices.get("cpu").options == ()
+
+
 def test_an_unknown_device_is_answered_with_the_nearest():
     with pytest.raises(UnknownName, match=r"unknown device 'v10'; did you mean v100"):
         devices.get("v10")
@@ -98,6 +104,7 @@ def test_a_name_is_never_a_path(name):
         ("local = false", "local = false\nspeed = 3", "unknown field 'speed'"),
         (" {coordinator}", "", "no line of start_agent names {coordinator}"),
         ("threads = 2", "threads 2", "is not TOML"),
+        ("threads = 2", "threads = 2\noptions = { device = 3 }", "options.device must be a str, got 3"),
         ('runtimes = ["onnxruntime", "litert"]', "runtimes = []", "needs a title, runtimes"),
     ],
 )

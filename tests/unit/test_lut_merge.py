@@ -17,7 +17,6 @@ from lutbuilder_agent.errors import LutConflict
 from lutbuilder_agent.records import Fingerprint
 from tests.lut_examples import CACHE, FINGERPRINT, example_meta, example_op, example_row, failed_row
 
-
 PROPERTY = settings(max_examples=50, deadline=None)  # no deadline: a busy machine is no failure
 
 
