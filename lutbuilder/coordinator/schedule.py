@@ -121,7 +121,8 @@ def exhausted(progress: CampaignProgress, batch: int) -> str | None:
 def mismatch(spec: CampaignSpec, hello: AgentHello) -> str | None:
     """Return why an agent cannot measure a campaign, naming what differs, or None if it can.
 
-    The environment's id covers the device and every stable fact of it; the runtime must have passed its probe.
+    The environment's id covers the device and every stable fact of it; the runtime must have passed its probe, in the
+    campaign's version of it.
     """
     if hello.fingerprint.env_id != spec.env_id:
         return (
@@ -130,8 +131,13 @@ def mismatch(spec: CampaignSpec, hello: AgentHello) -> str | None:
         )
     wanted = canonical_runtime(spec.plan.runtime)
     for report in hello.runtimes:
-        if canonical_runtime(report.name) == wanted:
-            return None if report.available else f"runtime {wanted} does not run on agent {hello.name}: {report.reason}"
+        if canonical_runtime(report.name) != wanted:
+            continue
+        if not report.available:
+            return f"runtime {wanted} does not run on agent {hello.name}: {report.reason}"
+        if report.version != spec.runtime_version:
+            return f"runtime {wanted} of agent {hello.name} is {report.version}, not {spec.runtime_version}"
+        return None
     return f"agent {hello.name} has no runtime {wanted}: lutbuilder-agent doctor there says what it has"
 
 

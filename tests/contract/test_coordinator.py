@@ -64,6 +64,7 @@ SPEC = CampaignSpec(
     target=Target(device="toy", runtime="simulated"),
     plan=Plan(runtime="simulated"),
     env_id=FINGERPRINT.env_id,
+    runtime_version="1",
     ops=OPS,
     budget_s=10,
     precision=0.01,

@@ -34,6 +34,7 @@ SPEC = CampaignSpec(
     target=Target(device="toy", runtime="simulated"),
     plan=Plan(runtime="simulated"),
     env_id=FINGERPRINT.env_id,
+    runtime_version="1",
     ops=OPS,
     budget_s=10,
     precision=0.01,
@@ -143,6 +144,11 @@ def test_a_runtime_that_failed_its_probe_is_not_leased_to() -> None:
     assert "signal 11" in str(schedule.mismatch(SPEC, broken))
     assert "no runtime simulated" in str(schedule.mismatch(SPEC, replace(HELLO, runtimes=())))
     assert schedule.mismatch(SPEC, HELLO) is None
+
+
+def test_another_version_of_the_runtime_is_not_leased_to() -> None:
+    newer = replace(HELLO, runtimes=(RuntimeReport(name="simulated", version="2"),))
+    assert "is 2, not 1" in str(schedule.mismatch(SPEC, newer))
 
 
 def test_an_alias_of_a_runtime_is_that_runtime() -> None:

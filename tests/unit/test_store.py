@@ -49,6 +49,7 @@ SPEC = CampaignSpec(
     target=Target(device="toy", runtime="simulated"),
     plan=Plan(runtime="simulated", options=(("noise", "0"),)),
     env_id=FINGERPRINT.env_id,
+    runtime_version="1",
     ops=(*OPS, CampaignOp.network(tuple(op.ops[0] for op in OPS[:1]), every=2)),
     budget_s=10,
     precision=0.01,
