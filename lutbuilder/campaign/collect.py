@@ -97,21 +97,20 @@ def newest(name: str, folder: Path) -> Lut | None:
 
 
 def missing(ops: Sequence[OpSpec], base: Lut | None, precision: float) -> tuple[OpSpec, ...]:
-    """Return the ops without a latency in `base`, or with one that is known less well than `precision`.
+    """Return the ops without a row in `base`, or with a latency that is known less well than `precision`.
 
     A row whose campaign ended by precision is done: its interval also holds the call overhead's, which no op can better.
     """
     if base is None:
         return tuple(ops)
-    rows = {row.op_id: row for row in base.rows()}
 
     def lacks(op: OpSpec) -> bool:
-        row = rows.get(op.op_id)
-        if row is None:
+        if op not in base:
             return True
-        if row.exec_status == "unsupported":
-            return False  # asking again gives the same answer
-        if row.latency_ms is None or row.half_width is None:
+        row = base[op]
+        if row.latency_ms is None:
+            return False  # it failed for good when it was measured; --again tries it once more
+        if row.half_width is None:
             return True
         return row.half_width > precision and row.stop_reason != "precision"
 

@@ -140,7 +140,7 @@ def _line(lut: Lut) -> tuple[str, ...]:
         lut.name,
         str(lut.version),
         str(len(lut)),
-        "-" if quality.max_half_width is None else f"±{percent_text(quality.max_half_width)}",
+        "-" if quality.median_half_width is None else f"±{percent_text(quality.median_half_width)}",
         _mape(lut.meta.validation),
         ", ".join(lut.meta.spaces),
         lut.meta.created,
@@ -191,11 +191,14 @@ def _provenance(lut: Lut) -> list[tuple[str, str]]:
 
 def _quality(lut: Lut) -> list[tuple[str, str]]:
     quality = lut.meta.quality
+    # An empty call takes microseconds, so its relative interval says nothing: the worst op is what one asks for.
+    widths = [row.half_width for row in lut.rows() if row.kind != "identity" and row.half_width is not None]
+    worst = percent_text(max(widths, default=None))
     return [
         ("rows", f"{quality.n_rows}, {quality.n_failed} without a latency"),
         (
             "precision",
-            f"±{percent_text(quality.median_half_width)} median, ±{percent_text(quality.max_half_width)} worst",
+            f"±{percent_text(quality.median_half_width)} median, ±{worst} worst op",
         ),
         ("test-retest", f"{percent_text(quality.median_test_retest, 2)} median, even against odd rounds"),
         ("rounds", "" if quality.rounds is None else str(quality.rounds)),
@@ -219,7 +222,7 @@ def _rows(lut: Lut) -> list[tuple[str, ...]]:
             str(row.n_rounds),
             row.exec_status if not row.reason else f"{row.exec_status}: {row.reason}",
         )
-        for row in lut.rows()
+        for row in sorted(lut.rows(), key=lambda row: row.kind == "identity")  # overheads last
     ]
 
 
