@@ -60,7 +60,7 @@ def measure(runtime_name: str, lengths: list[int], chosen: Any) -> tuple[dict[An
     """Return visit medians in ns by (train length or "network", what was run), and the networks."""
     space = spaces.get("proxyless")
     ops = space.ops()
-    by_macs = FunctionTable(lambda op: float(lower_network([op]).macs), name="macs")
+    by_macs = FunctionTable(name="macs", cost=lambda op: float(lower_network([op]).macs))
     archs = spread_archs(compile_space(space, by_macs), chosen.networks, np.random.default_rng(chosen.seed))
     networks: list[Key] = [space.arch_ops(arch) for arch in archs]
     singles: list[Key] = [(op,) for op in dict.fromkeys([*ops, *(overhead_op(op) for op in ops)])]

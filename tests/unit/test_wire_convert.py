@@ -54,17 +54,21 @@ CONDITIONS = st.builds(
     steal_s=READINGS,
 )
 RUNTIME_REPORTS = st.builds(RuntimeReport, name=NAMES, version=TEXTS, available=st.booleans(), reason=TEXTS)
-PLANS = st.integers(1, 10_000).flatmap(
-    lambda min_calls: st.builds(
+ROTATIONS = st.tuples(st.just("rotating"), st.integers(2, 1024)) | st.tuples(
+    st.sampled_from([cache for cache in CACHES if cache != "rotating"]), st.just(1)
+)
+PLANS = st.tuples(ROTATIONS, st.integers(1, 10_000)).flatmap(
+    lambda drawn: st.builds(
         Plan,
         runtime=NAMES,
         threads=st.integers(1, 1024),
-        cache=st.sampled_from(CACHES),
+        cache=st.just(drawn[0][0]),
+        train_ops=st.just(drawn[0][1]),
         instances=st.integers(1, 64),
-        min_calls=st.just(min_calls),
-        warmup_calls=st.integers(0, 10_000),
+        min_calls=st.just(drawn[1]),
+        warmup_calls=st.integers(1, 10_000),
         min_block_ns=st.integers(0, 60_000_000_000),
-        max_calls=st.integers(min_calls, 1_000_000),
+        max_calls=st.integers(drawn[1], 1_000_000),
         op_timeout_ns=st.integers(1_000_000, 86_400_000_000_000),
         seed=st.integers(0, (1 << 63) - 1),
         options=st.lists(st.tuples(TEXTS, TEXTS), max_size=3).map(tuple),
@@ -76,7 +80,7 @@ REFS = st.builds(
     format=st.sampled_from(FORMATS),
     size_bytes=st.integers(0, 1 << 32),
 )
-LEASED_OPS = st.builds(LeasedOp, op_id=NAMES, artifact=REFS, every=st.integers(1, 1000))
+LEASED_OPS = st.builds(LeasedOp, op_id=NAMES, artifact=REFS, every=st.integers(1, 1000), solo=st.booleans())
 LEASES = st.builds(
     Lease,
     lease_id=NAMES,
