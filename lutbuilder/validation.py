@@ -50,8 +50,8 @@ class HeldOut:
 def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutcome:
     """Time held-out networks with the ops of a LUT, publish the refitted rows with the report, and return both.
 
-    Raises what `collect` raises; LutConflict if this device is not the one the LUT speaks for; SpecError for fewer than 3
-    networks.
+    Raises what `collect` raises; LutConflict if this device is not the one the LUT speaks for; SpecError for fewer than
+    3 networks.
     """
     from lutbuilder import devices, spaces
     from lutbuilder.lut import Lut, merge
@@ -74,8 +74,9 @@ def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutco
         ) as host:
             agent = host.find_agent(device, target.runtime, wait_s=None)
             if agent.fingerprint.env_id != base.meta.fingerprint.env_id:
+                changed = _changed(base, dict(agent.fingerprint.facts))
                 raise LutConflict(
-                    f"{base.spec} was measured in another environment ({_changed(base, dict(agent.fingerprint.facts))}): "
+                    f"{base.spec} was measured in another environment ({changed}): "
                     f"measure anew: lutbuilder collect --runtime {target.runtime} --new-conditions"
                 )
             host.tell("preparing", f"{len(held_out)} held-out networks, list sha256 {digest[:16]}")
@@ -119,7 +120,7 @@ def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutco
 
 
 def choose(space: SearchSpace, base: Lut, request: ValidateRequest) -> tuple[HeldOut, ...]:
-    """Return the networks: random ones spread over the whole latency range, and ones a search would pick. No two equal."""
+    """Return the networks: random ones spread over the whole latency range, ones a search would pick. No two equal."""
     from lutbuilder.nas.compiled import compile_space
     from lutbuilder.nas.sampling import searched_archs, spread_archs
 
@@ -155,27 +156,41 @@ def make_report(
     timed: float,
     digest: str,
 ) -> ValidationReport:
-    """Return the report. Truth and sums come from one fit (`fitted`); the undrifted ones from medians of `here`'s visits."""
+    """Return the report. Truth and sums come from one fit, `fitted`; the undrifted ones from plain medians of `here`.
+
+    Networks that were not timed, or of which an op failed, are left out. Raises CampaignFailed for fewer than 3 others.
+    """
     from lutbuilder.lower import lower_network
 
     ids = [CampaignOp.network(net.ops).op_id for net in networks]
-    kept = [(net, i) for net, i in zip(networks, ids) if i in fitted.by_id and i in undrifted.by_id]
+    plain = _gross_rows(undrifted)
+    kept = [
+        (net, i)
+        for net, i in zip(networks, ids, strict=True)
+        if i in fitted.by_id
+        and i in undrifted.by_id
+        and np.isfinite(network_sum(net.ops, rows))
+        and np.isfinite(_summary_sum(net.ops, plain))
+    ]
     if len(kept) < 3:
-        raise CampaignFailed(f"only {len(kept)} of {len(networks)} networks were timed in {rounds} rounds: --budget 20m")
+        raise CampaignFailed(
+            f"only {len(kept)} of {len(networks)} networks were timed, and all their ops too, in {rounds} rounds: "
+            "--budget 20m"
+        )
     names = [i for _, i in kept]
     measured = np.array([fitted.by_id[i].time_ms for i in names])
     predicted = np.array([network_sum(net.ops, rows) for net, _ in kept])
-    plain = _gross_rows(undrifted)
     undrifted_ms = np.array([_summary_sum(net.ops, plain) for net, _ in kept])
     undrifted_truth = np.array([undrifted.by_id[i].time_ms for i in names])
     macs = np.array([float(lower_network(net.ops).macs) for net, _ in kept])
     depth = np.array([float(len(net.ops)) for net, _ in kept])
     scale = _session_scale(here, base)
     published: Accuracy | None = None
-    if scale is not None and all(op.op_id in base for net, _ in kept for op in net.ops):
+    before = np.array([network_sum(net.ops, base) for net, _ in kept])
+    if scale is not None and np.isfinite(before).all():
         # Truth of this session alone, at this session's own speed, which is what `scale` brings the old rows to.
         alone = np.array([here.by_id[i].time_ms for i in names])
-        published = accuracy(np.array([network_sum(net.ops, base) for net, _ in kept]) * scale, alone)
+        published = accuracy(before * scale, alone)
     retests = [r for i in names if (r := here.by_id[i].test_retest) is not None]
     results = tuple(
         NetworkResult(
@@ -200,7 +215,7 @@ def make_report(
         flops_linear=accuracy(linear_baseline(macs, measured), measured),
         depth_linear=accuracy(linear_baseline(depth, measured), measured),
         deciles=deciles(predicted, measured),
-        test_retest_floor=float(np.median(retests)) if retests else float("nan"),
+        test_retest_floor=float(np.median(retests)) if retests else None,
         instance_floor=instance_sd(here.drift, here.visits.op_ids, {i for i, r in roles.items() if r == "network"}),
         op_instance_sd=instance_sd(here.drift, here.visits.op_ids, {i for i, r in roles.items() if r == "op"}),
         session_scale=scale,
@@ -213,21 +228,28 @@ def make_report(
 
 
 def network_sum(ops: Sequence[OpSpec], rows: Mapping[str, Row]) -> float:
-    """Return the plain sum of a network's rows plus the one call overhead it has, in ms; infinite for failed rows."""
-    found = [rows[op.op_id] for op in ops]
-    if any(row.latency_ms is None for row in found):
+    """Return the plain sum of a network's rows plus the one call overhead it has, in ms.
+
+    Infinite if a row failed or is not there.
+    """
+    found = [rows.get(op.op_id) for op in ops]
+    latencies = [row.latency_ms for row in found if row is not None and row.latency_ms is not None]
+    if len(latencies) < len(found) or found[0] is None:
         return float("inf")
-    return sum(row.latency_ms or 0.0 for row in found) + (found[0].call_overhead_ms or 0.0)
+    return sum(latencies) + (found[0].call_overhead_ms or 0.0)
 
 
-def instance_sd(drift: DriftFit, op_ids: Sequence[str], wanted: set[str]) -> float:
-    """Return the standard deviation of log time between instances of one op or network, pooled over `wanted`."""
+def instance_sd(drift: DriftFit, op_ids: Sequence[str], wanted: set[str]) -> float | None:
+    """Return the standard deviation of log time between instances of one op or network, pooled over `wanted`.
+
+    None where none of them has two instances: not known is not 0.
+    """
     groups: dict[int, list[float]] = {}
-    for op, theta in zip(drift.group_op, drift.group_theta):
+    for op, theta in zip(drift.group_op, drift.group_theta, strict=True):
         if op_ids[op] in wanted:
             groups.setdefault(int(op), []).append(float(theta))
     variances = [float(np.var(thetas, ddof=1)) for thetas in groups.values() if len(thetas) > 1]
-    return float(np.sqrt(np.mean(variances))) if variances else 0.0
+    return float(np.sqrt(np.mean(variances))) if variances else None
 
 
 def _gross_rows(summary: Summary) -> dict[str, float]:
@@ -235,8 +257,9 @@ def _gross_rows(summary: Summary) -> dict[str, float]:
 
 
 def _summary_sum(ops: Sequence[OpSpec], gross_ms: Mapping[str, float]) -> float:
-    total = sum(gross_ms[op.op_id] for op in ops)
-    return total - sum(gross_ms[overhead_op(op).op_id] for op in ops[1:])
+    missing = float("nan")
+    total = sum(gross_ms.get(op.op_id, missing) for op in ops)
+    return total - sum(gross_ms.get(overhead_op(op).op_id, missing) for op in ops[1:])
 
 
 def _session_scale(here: Summary, base: Mapping[str, Row]) -> float | None:
@@ -258,4 +281,5 @@ def _next_repeat(spec: CampaignSpec, states: Mapping[str, str]) -> CampaignSpec:
 def _changed(base: Lut, facts: Mapping[str, str]) -> str:
     before = dict(base.meta.fingerprint.facts)
     changed = [name for name in sorted({*before, *facts}) if before.get(name) != facts.get(name)]
-    return ", ".join(f"{name} was {before.get(name)!r}, is {facts.get(name)!r}" for name in changed[:3]) or "another device"
+    told = [f"{name} was {before.get(name)!r}, is {facts.get(name)!r}" for name in changed[:3]]
+    return ", ".join(told) or "another device"

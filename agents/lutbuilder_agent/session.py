@@ -248,7 +248,8 @@ class Agent:
             sleep=sleep,
             jitter=jitter,
         )
-        self._worker_factory = worker_factory or _real_worker
+        self._worker_factory = worker_factory or self._real_worker
+        self._not_before_ns = 0  # where the last visit ended: a session's clock does not go back, a virtual one neither
         self._cache = ArtifactCache(cache_dir)
         self._spool = Spool.open(spool_dir, warn=log.warning)
         self._exit_when_idle = exit_when_idle
@@ -379,6 +380,7 @@ class Agent:
         self._link.hang_up()
         before = self._read_conditions()
         seen = worker.run_round(number)
+        self._not_before_ns = max([self._not_before_ns, *(t.start_ns + sum(t.samples_ns) for t in seen.timings)])
         report = replace(
             in_hand.report(self._new_id(), number, seen.failures),
             timings=seen.timings,
@@ -397,6 +399,11 @@ class Agent:
             0 if in_hand.over else len(in_hand.live),
         )
         return safe
+
+    def _real_worker(self, plan: Plan) -> Rounds:
+        from lutbuilder_agent.worker import Worker
+
+        return Worker(plan, not_before_ns=self._not_before_ns)
 
     def _artifacts(self, lease: Lease) -> tuple[list[tuple[LeasedOp, Path]], tuple[Failure, ...]]:
         """Return each op with a file of its verified bytes, and a Failure for every op whose bytes are wrong.
@@ -662,21 +669,18 @@ def _first_silence_s(lease: Lease) -> float:
 
 
 def _prepare(worker: Rounds, ready: Sequence[tuple[LeasedOp, Path]], round: int) -> tuple[Failure, ...]:
-    """Load the ops and return those that failed: all of them if the plan itself makes no sense to the runtime."""
+    """Load the ops and return those that failed: all of them if the plan itself makes no sense to the runtime.
+
+    They count for `round`, the lease's first: an op that fails in a second lease has failed a second time.
+    """
     try:
-        return worker.prepare(ready)
+        return tuple(replace(failure, round=round) for failure in worker.prepare(ready))
     except SpecError as error:
         return tuple(_failure(op, round, "unsupported", str(error)) for op, _ in ready)
 
 
 def _failure(op: LeasedOp, round: int, reason: FailureReason, detail: str) -> Failure:
     return Failure(op_id=op.op_id, round=round, reason=reason, detail=detail[:1000])
-
-
-def _real_worker(plan: Plan) -> Rounds:
-    from lutbuilder_agent.worker import Worker
-
-    return Worker(plan)
 
 
 def _probe_all() -> tuple[RuntimeReport, ...]:

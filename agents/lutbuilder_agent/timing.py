@@ -1,4 +1,4 @@
-"""The timed block: rounds, blocks and trains. Pure where it can be: the clock, the calls and the shuffle arrive as arguments.
+"""The timed block: rounds, blocks and trains. Clock, calls and shuffle arrive as arguments.
 
 Nothing here allocates between two samples beyond a list append, and the caller switches the garbage collector off.
 """
@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class TimerFacts:
 def timer_facts(clock_ns: Callable[[], int] = time.perf_counter_ns, *, reads: int = 2000) -> TimerFacts:
     """Return the median cost of reading `clock_ns` and the smallest step it was seen to make."""
     seen = [clock_ns() for _ in range(reads)]
-    steps = sorted(b - a for a, b in zip(seen, seen[1:]))
+    steps = sorted(b - a for a, b in pairwise(seen))
     moved = [step for step in steps if step > 0]
     return TimerFacts(overhead_ns=steps[len(steps) // 2], quantum_ns=moved[0] if moved else 0)
 
@@ -80,8 +81,9 @@ def time_train(
 ) -> list[Block]:
     """Time `members` in turns, pass after pass, and return one block each.
 
-    One member is the ordinary hot block. Several make a train: between two calls of an op the others run, so its weights
-    and code are as cold as in a network, while its input was just written (`warm_input`), as the op before it would have.
+    One member is the ordinary hot block. Several make a train: between two calls of an op the others run, so its
+    weights and code are as cold as in a network, while its input was just written (`warm_input`), as the op before it
+    would have.
     `on_call(i)` is told which member is about to run; it must be cheap. `flush` runs before every call, untimed.
     """
     warm = len(members) > 1
@@ -113,7 +115,7 @@ def time_train(
         done += 1
     return [
         Block(start_ns=s, warmup_ns=tuple(w), samples_ns=tuple(n), preempted=tuple(p))
-        for s, w, n, p in zip(starts, warmups, samples, lost)
+        for s, w, n, p in zip(starts, warmups, samples, lost, strict=True)
     ]
 
 

@@ -1,6 +1,6 @@
 """The worker: a child process that owns the device, and the handle its parent holds.
 
-The child loads every artifact once (`plan.instances` times) and then times rounds. An op that crashes or hangs kills the
+The child loads every artifact (`plan.instances` times) and then times rounds. An op that crashes or hangs kills the
 child, never the parent: a journal on disk keeps the visits of the broken round, a shared counter tells which op was
 running, and a fresh child goes on without it. While a round runs the parent sleeps in one `poll`.
 """
@@ -79,6 +79,8 @@ class _Refused:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RunRound:
     round: int
+    skip: frozenset[OpId]  # dropped, or visited before the child was replaced
+    first_order: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,25 +100,28 @@ class _Seen:
 class Worker:
     """A running worker for one lease. Not thread-safe; use as a context manager, or call `close`.
 
-    Raises MissingExtra or RuntimeUnavailable from `prepare` if the plan's runtime does not run here: that is no op's fault.
+    Raises MissingExtra, RuntimeUnavailable or SpecError from `prepare` if the plan's runtime does not run here: that is
+    no op's fault. No `start_ns` is below `not_before_ns`, nor below that of an earlier visit.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, not_before_ns: int = 0) -> None:
         self._plan = plan
         self._loads: list[_Load] = []
         self._dropped: set[OpId] = set()
         self._generation = 0
-        self._last_ns = 0
+        self._last_ns = not_before_ns
         self._child: _Child | None = None
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def prepare(self, ops: Sequence[tuple[LeasedOp, Path]]) -> tuple[Failure, ...]:
-        """Load every artifact `plan.instances` times and return the ops that failed; the others are ready for rounds."""
+        """Load every artifact `plan.instances` times; return the ops that failed, the others are ready for rounds."""
         self._loads = [_Load(op=op, path=str(path)) for op, path in ops]
         return self._respawn(round=0)
 
@@ -125,21 +130,23 @@ class Worker:
         seen = _Seen()
         started_ns = time.perf_counter_ns()
         visited: set[OpId] = set()
-        while due := [load.op for load in self._loads if round % load.op.every == 0 and load.op.op_id not in visited]:
+        blameless = 0
+        while any(round % load.op.every == 0 and load.op.op_id not in visited for load in self._loads):
             if self._child is None:
                 seen.failures += self._respawn(round=round)
                 continue
-            done, culprit = self._child.run_round(round, skip=visited | self._dropped)
+            done, culprit = self._child.run_round(round, skip=visited | self._dropped, first_order=len(visited))
             journal = self._child.read_journal()
             seen.timings += journal
             visited |= {timing.op_id for timing in journal}
+            for timing in journal:  # before a respawn: the next child's clock goes on from here
+                self._last_ns = max(self._last_ns, timing.start_ns + sum(timing.samples_ns))
             if done is not None:
                 seen.round_ns += done.round_ns
                 seen.timed_ns += done.timed_ns
                 break
-            seen.failures.append(self._bury(culprit, due, round=round))
-        if seen.timings:
-            self._last_ns = max(t.start_ns + sum(t.samples_ns) for t in seen.timings)
+            blameless += culprit.op_id is None
+            seen.failures += self._bury(culprit, round=round, blameless=blameless)
         wall_ns = time.perf_counter_ns() - started_ns
         if self._plan.runtime == "simulated":
             wall_ns = max(wall_ns, seen.round_ns)
@@ -166,6 +173,7 @@ class Worker:
     def _respawn(self, *, round: int) -> tuple[Failure, ...]:
         """Start a child and load everything, burying every op that kills it on the way."""
         failures: list[Failure] = []
+        blameless = 0
         while self._loads:
             self.close()
             self._child = _Child(self._plan)
@@ -182,18 +190,23 @@ class Worker:
                 gone = {failure.op_id for failure in answer.failures}
                 self._loads = [load for load in self._loads if load.op.op_id not in gone]
                 break
-            failures.append(self._bury(culprit, [load.op for load in self._loads], round=round))
+            blameless += culprit.op_id is None
+            failures += self._bury(culprit, round=round, blameless=blameless)
         return tuple(Failure(op_id=f.op_id, round=round, reason=f.reason, detail=f.detail) for f in failures)
 
-    def _bury(self, culprit: _Death, due: Sequence[LeasedOp], *, round: int) -> Failure:
-        """Record the op that ended the child and take it out; the child is gone afterwards."""
+    def _bury(self, culprit: _Death, *, round: int, blameless: int) -> tuple[Failure, ...]:
+        """Return the failure of the op that ended the child and take it out; the child is gone afterwards.
+
+        None if it was no op's doing: the child was waiting, or still importing the runtime. Raises RuntimeUnavailable
+        if that comes again.
+        """
         self.close()
         if culprit.op_id is None:
-            # It died between ops, before any was at work; blaming the first that was due keeps the loop finite.
-            culprit = _Death(op_id=due[0].op_id, reason=culprit.reason, detail=f"{culprit.detail} (between ops)")
-        op_id = culprit.op_id or due[0].op_id
-        self._loads = [load for load in self._loads if load.op.op_id != op_id]
-        return Failure(op_id=op_id, round=round, reason=culprit.reason, detail=culprit.detail)
+            if blameless > 1:
+                raise RuntimeUnavailable(f"the worker for {self._plan.runtime} does not stay alive: {culprit.detail}")
+            return ()
+        self._loads = [load for load in self._loads if load.op.op_id != culprit.op_id]
+        return (Failure(op_id=culprit.op_id, round=round, reason=culprit.reason, detail=culprit.detail),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,11 +243,11 @@ class _Child:
 
     def load(self, start: _Start) -> tuple[object, _Death]:
         self._ids = tuple(load.op.op_id for load in start.loads)
-        return self._ask(start, patience_s=max(_START_S, self._plan.op_timeout_ns / 1e9))
+        return self._ask(start)
 
-    def run_round(self, round: int, *, skip: set[OpId]) -> tuple[_RoundDone | None, _Death]:
+    def run_round(self, round: int, *, skip: set[OpId], first_order: int) -> tuple[_RoundDone | None, _Death]:
         self._journal.write_bytes(b"")
-        answer, death = self._ask((_RunRound(round=round), frozenset(skip)), patience_s=self._plan.op_timeout_ns / 1e9)
+        answer, death = self._ask(_RunRound(round=round, skip=frozenset(skip), first_order=first_order))
         return (answer if isinstance(answer, _RoundDone) else None), death
 
     def read_journal(self) -> list[Timing]:
@@ -254,8 +267,10 @@ class _Child:
         self._stderr.close()
         self._folder.cleanup()
 
-    def _ask(self, question: object, *, patience_s: float) -> tuple[object, _Death]:
+    def _ask(self, question: object) -> tuple[object, _Death]:
         nothing = _Death(op_id=None, reason="crashed", detail="")
+        patience_s = self._plan.op_timeout_ns / 1e9
+        started_s = time.monotonic()
         try:
             self._pipe.send(question)
             steps = self._steps()
@@ -263,7 +278,8 @@ class _Child:
                 if self._process.poll() is not None:
                     break
                 now = self._steps()
-                if now == steps:  # a whole patience without a single call finished
+                starting = now == 0 and time.monotonic() - started_s < _START_S  # the runtime is being imported
+                if now == steps and not starting:  # a whole patience without a single call finished
                     return None, self._death("timed_out", f"no call finished within {patience_s:g} s")
                 steps = now
             else:
@@ -293,7 +309,7 @@ def _pipe() -> tuple[Connection, Connection]:
     return Connection(ours.detach()), Connection(theirs.detach())
 
 
-# ---- the child ----------------------------------------------------------------------------------------------------------
+# --- the child
 
 
 @dataclass(slots=True)
@@ -323,7 +339,7 @@ class _Bench:
         self._ready: dict[OpId, _Ready] = {}
 
     def load(self, loads: Sequence[_Load]) -> tuple[Failure, ...]:
-        """Load instance after instance of all ops, so that the instances of one op do not lie side by side in memory."""
+        """Load instance after instance of all ops: those of one op shall not lie side by side in memory."""
         failures: dict[OpId, Failure] = {}
         for k in range(self._plan.instances):
             for index, load in enumerate(loads):
@@ -341,22 +357,19 @@ class _Bench:
         self._step(_NOBODY)
         return tuple(failures.values())
 
-    def run_round(self, round: int, skip: frozenset[OpId]) -> _RoundDone:
+    def run_round(self, round: int, *, skip: frozenset[OpId], first_order: int) -> _RoundDone:
         """Visit every op that is due, in trains or alone, and journal each visit as soon as it is over."""
         from lutbuilder_agent.timing import shuffled, trains
 
         started_ns = self._runtime.now_ns()
         timed_ns = 0
-        for op_id in skip & self._ready.keys():  # dropped, or visited before the child was replaced
-            if op_id not in self._ready:
-                continue
         due = [r for r in self._ready.values() if round % r.op.every == 0 and r.op.op_id not in skip]
         due = shuffled(due, seed=self._plan.seed, round=round)
         units = [[ready] for ready in due if ready.op.solo]
         together = [ready for ready in due if not ready.op.solo]
         if together:
             units += trains(together, length=self._plan.train_ops)
-        order = 0
+        order = first_order
         with self._journal.open("ab", buffering=0) as journal:
             for unit in shuffled(units, seed=self._plan.seed + 1, round=round):
                 before_ns = self._runtime.now_ns()
@@ -372,7 +385,7 @@ class _Bench:
 
         chosen = [ready.visits % len(ready.instances) for ready in unit]
         blocks = time_train(
-            [ready.instances[k] for ready, k in zip(unit, chosen)],
+            [ready.instances[k] for ready, k in zip(unit, chosen, strict=True)],
             self._plan,
             now_ns=self._runtime.now_ns,
             on_call=lambda i: self._step(unit[i].index),
@@ -391,7 +404,7 @@ class _Bench:
                 samples_ns=block.samples_ns,
                 preempted=block.preempted,
             )
-            for i, (ready, k, block) in enumerate(zip(unit, chosen, blocks))
+            for i, (ready, k, block) in enumerate(zip(unit, chosen, blocks, strict=True))
         ]
 
     def _step(self, index: int) -> None:
@@ -427,12 +440,12 @@ def _serve(pipe: Connection, folder: Path) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection in the middle of a sample is not the op's time
-    for question, skip in _questions(pipe):
-        pipe.send(bench.run_round(question.round, skip))
+    for question in _questions(pipe):
+        pipe.send(bench.run_round(question.round, skip=question.skip, first_order=question.first_order))
         gc.collect()
 
 
-def _questions(pipe: Connection) -> Iterator[tuple[_RunRound, frozenset[OpId]]]:
+def _questions(pipe: Connection) -> Iterator[_RunRound]:
     with contextlib.suppress(EOFError):
         while True:
             yield pipe.recv()

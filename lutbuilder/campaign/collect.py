@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lutbuilder.coordinator.store import AgentState, CampaignState, Store, StoredFailure
+    from lutbuilder.coordinator.schedule import StoredFailure
+    from lutbuilder.coordinator.store import AgentState, CampaignState, Store
     from lutbuilder.lut import Lut, LutMeta, Row
     from lutbuilder.op import OpSpec
 
@@ -44,7 +44,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
         cache=request.cache,
         instances=request.instances,
         seed=request.seed,
-        options=request.runtime_options,
+        options=(*device.options, *request.runtime_options),
     )
     try:
         with hosting(
@@ -59,7 +59,8 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
                 cache=plan.cache,
             )
             base = newest(target.lut_name, request.luts)
-            fresh = base is None or (request.new_conditions and base.meta.fingerprint.env_id != agent.fingerprint.env_id)
+            env_id = agent.fingerprint.env_id
+            fresh = base is None or (request.new_conditions and base.meta.fingerprint.env_id != env_id)
             wanted = space.ops() if request.again or fresh else missing(space.ops(), base, request.precision)
             if base is not None and not wanted:
                 return _nothing_missing(base, host)
@@ -67,7 +68,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
                 space=space.name,
                 target=target,
                 plan=plan,
-                env_id=agent.fingerprint.env_id,
+                env_id=env_id,
                 runtime_version=runtime_version(agent, runtime),
                 ops=campaign_ops(space.ops(), wanted),
                 budget_s=request.budget_s,
@@ -99,7 +100,7 @@ def newest(name: str, folder: Path) -> Lut | None:
 def missing(ops: Sequence[OpSpec], base: Lut | None, precision: float) -> tuple[OpSpec, ...]:
     """Return the ops without a row in `base`, or with a latency that is known less well than `precision`.
 
-    A row whose campaign ended by precision is done: its interval also holds the call overhead's, which no op can better.
+    A row whose campaign ended by precision is done: its interval also holds the call overhead's, which no op betters.
     """
     if base is None:
         return tuple(ops)
@@ -123,7 +124,7 @@ def runtime_version(agent: AgentState, runtime: str) -> str:
 
 
 def unpublished(spec: CampaignSpec, store: Store, base: Lut | None) -> CampaignSpec:
-    """Return the first repeat of a campaign that is not over and published: that is the one to run, continue or publish."""
+    """Return the first repeat of a campaign that is not over and published: the one to run, continue or publish."""
     known = {campaign.campaign_id: campaign for campaign in store.campaigns()}
     published = set(base.meta.sessions) if base is not None else set()
     while spec.key in known and known[spec.key].state != "active":
@@ -250,14 +251,16 @@ def _outcome(
     failed = [row for row in lut.rows() if row.op_id in ids and row.latency_ms is None]
     notes = [f"{row.op.label()}: {row.exec_status}, {row.reason}" for row in failed]
     if state.reason == "budget":
-        wide = [e for e in summary.rows if e.op_id in ids and (e.half_width is None or e.half_width > state.spec.precision)]
-        if wide:
-            notes.append(f"{len(wide)} of {len(ids)} ops are not yet at the wanted precision: the same command goes on measuring them")
+        widths = [estimate.half_width for estimate in summary.rows if estimate.op_id in ids]
+        n_wide = sum(width is None or width > state.spec.precision for width in widths)
+        if n_wide:
+            short = f"{n_wide} of {len(ids)} ops are not yet at the wanted precision"
+            notes.append(f"{short}: the same command goes on measuring them")
     return CollectOutcome(
         lut=lut,
         published=True,
         stop_reason=_stop_reason(state.reason),
-        n_measured=len(ids) - len(failed),
+        n_measured=sum(row.op_id in ids and row.latency_ms is not None for row in lut.rows()),
         n_failed=len(failed),
         rounds=state.rounds,
         wall_s=host.elapsed_s(),

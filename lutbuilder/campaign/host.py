@@ -46,7 +46,7 @@ class Host:
         self.on_progress(Progress(phase=phase, message=message, elapsed_s=self.elapsed_s()))
 
     def find_agent(self, device: DeviceTarget, runtime: str, *, wait_s: float | None) -> AgentState:
-        """Wait for an agent that is this device and can run the runtime, and return it. Raises NoAgent after `wait_s`."""
+        """Wait for an agent that is this device and can run the runtime; return it. Raises NoAgent after `wait_s`."""
         if device.local:
             self.tell("starting", f"starting an agent for {runtime} on this machine")
         else:
@@ -149,7 +149,9 @@ def hosting(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot make the state folder {folder}: {error.strerror}; choose one: --state-dir DIR") from error
+        raise StoreError(
+            f"cannot make the state folder {folder}: {error.strerror}; choose one: --state-dir DIR"
+        ) from error
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(folder / STORE_NAME))
         asked: list[Callable[[str, Report], Decision]] = []
@@ -157,9 +159,7 @@ def hosting(
         server = stack.enter_context(serve(coordinator, listen))
         embedded = None
         if device.local:
-            embedded = EmbeddedAgent(
-                coordinator=server.address, runtime=runtime, folder=agent_folder(folder, runtime)
-            )
+            embedded = EmbeddedAgent(coordinator=server.address, runtime=runtime, folder=agent_folder(folder, runtime))
         host = Host(
             store=store,
             coordinator=coordinator,

@@ -2,8 +2,8 @@
 
 Call overhead is what an op costs more alone than inside a network: the call itself, and whatever an engine does at the
 borders of a graph (ONNX Runtime reorders the layout of the input and of the output). For an input shape that another op
-produces it is measured as A + B - AB over *pairs* of ops that follow each other; for a shape that only enters the network
-it is the time of an empty call, an identity of that shape.
+produces it is measured as A + B - AB over *pairs* of ops that follow each other; for a shape that only enters the
+network it is the time of an empty call, an identity of that shape.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Acquisition:
     train_ops: int
 
 
-# A train has to bring about the cache state of a network: its weights together are about as large as a network's. LiteRT
-# keeps a separate arena for every artifact, so fewer ops already fill the caches.
+# A train has to bring about the cache state of a network: its weights together are about as large as a network's.
+# LiteRT keeps a separate arena for every artifact, so fewer ops already fill the caches.
 _ACQUISITION: Mapping[str, Acquisition] = {
     "onnxruntime": Acquisition("rotating", 12),
     "litert": Acquisition("rotating", 6),
@@ -64,7 +64,7 @@ def make_plan(
 
 
 def overhead_op(op: OpSpec) -> OpSpec:
-    """Return the identity op of `op`'s input shape: its row carries the call overhead of every op that takes this shape."""
+    """Return the identity op of `op`'s input shape: its row carries the call overhead of every op of this shape."""
     return OpSpec(
         kind="identity",
         in_channels=op.in_channels,
@@ -88,8 +88,8 @@ def output_shape(op: OpSpec) -> Shape:
 def pairs(ops: Iterable[OpSpec], *, per_shape: int = PAIRS_PER_SHAPE) -> tuple[tuple[OpSpec, OpSpec], ...]:
     """Return up to `per_shape` pairs of ops for every shape at which one of `ops` can follow another.
 
-    The cheapest ones: the overhead is a difference of times, and the smaller they are the better it is known. Each pair of
-    a shape has a first and a second op as different as possible from the pairs before it.
+    The cheapest ones: the overhead is a difference of times, and the smaller they are the better it is known. Each pair
+    of a shape has a first and a second op as different as possible from the pairs before it.
     """
     from lutbuilder.lower import lower
 
@@ -102,9 +102,8 @@ def pairs(ops: Iterable[OpSpec], *, per_shape: int = PAIRS_PER_SHAPE) -> tuple[t
     found: list[tuple[OpSpec, OpSpec]] = []
     for shape in dict.fromkeys(input_shape(op) for op in ops):
         taking = sorted((op for op in ops if input_shape(op) == shape), key=macs.__getitem__)
-        left = sorted(
-            ((a, b) for a in giving[shape] for b in taking), key=lambda pair: macs[pair[0]] + macs[pair[1]]
-        )[: 4 * per_shape]
+        following = ((a, b) for a in giving[shape] for b in taking)
+        left = sorted(following, key=lambda pair: macs[pair[0]] + macs[pair[1]])[: 4 * per_shape]
         used: dict[OpSpec, int] = defaultdict(int)
         for _ in range(min(per_shape, len(left))):
             best = min(left, key=lambda pair: (used[pair[0]] + used[pair[1]], macs[pair[0]] + macs[pair[1]]))
@@ -116,17 +115,18 @@ def pairs(ops: Iterable[OpSpec], *, per_shape: int = PAIRS_PER_SHAPE) -> tuple[t
 
 
 def campaign_ops(space_ops: Sequence[OpSpec], wanted: Collection[OpSpec]) -> tuple[CampaignOp, ...]:
-    """Return what to visit so that `wanted`, a part of `space_ops`, gets rows: themselves, pairs, empty calls, sentinels.
+    """Return what to visit so that `wanted`, a part of `space_ops`, gets rows: it, pairs, empty calls, sentinels.
 
     Sentinels are ops that have a row already; they tie this campaign's scale to earlier ones. One batch: every op is an
     anchor for every other.
     """
-    wanted = [op for op in space_ops if op in set(wanted)]
+    asked = set(wanted)
+    wanted = [op for op in space_ops if op in asked]
     shapes = {input_shape(op) for op in wanted}
     joined = [pair for pair in pairs(space_ops) if input_shape(pair[1]) in shapes]
     paired = {input_shape(pair[1]) for pair in joined}
     empty = [overhead_op(op) for op in wanted if input_shape(op) not in paired]
-    others = [op for op in space_ops if op not in set(wanted)]
+    others = [op for op in space_ops if op not in asked]
     sentinels = others[:: max(1, len(others) // SENTINELS)] if others else []
     singles = dict.fromkeys([*wanted, *(op for pair in joined for op in pair), *sentinels, *empty])
     return (*(CampaignOp.of(op) for op in singles), *(CampaignOp.pair(a, b) for a, b in joined))

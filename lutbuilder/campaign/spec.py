@@ -1,4 +1,4 @@
-"""CampaignSpec: a space measured on a target under one plan. Canonical, so that the same command finds the same campaign."""
+"""CampaignSpec: a space measured on a target under one plan; canonical, so that the same command finds it again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL_BATCHES = -1  # a sentinel: visited in every batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What one LUT speaks for: device + runtime + conditions. `device` is the silicon's slug, as in Fingerprint.device."""
+    """What one LUT speaks for: device + runtime + conditions; `device` is the slug of Fingerprint.device."""
 
     device: str
     runtime: str
@@ -29,7 +29,7 @@ class Target:
 
     @property
     def lut_name(self) -> str:
-        """Folder below luts/: `<device>/<runtime>-<dtype>-bs<N>`, with `-t<threads>` or `-<cache>` where not the default."""
+        """Folder below luts/: `<device>/<runtime>-<dtype>-bs<N>`; `-t<threads>`, `-<cache>` where not the default."""
         threads = f"-t{self.threads}" if self.threads != 1 else ""
         cache = f"-{self.cache}" if self.cache != "rotating" else ""
         return f"{self.device}/{self.runtime}-{self.dtype}-bs{self.batch}{threads}{cache}"
@@ -94,8 +94,8 @@ class CampaignSpec:
 
     def canonical(self) -> dict[str, Any]:
         """Plain values for JSON; `from_canonical` gives an equal spec back."""
-        body = {name: getattr(self, name) for name in (
-            "space", "env_id", "runtime_version", "budget_s", "precision", "max_rounds", "purpose", "repeat")}  # fmt: skip
+        plain = ("space", "env_id", "runtime_version", "budget_s", "precision", "max_rounds", "purpose", "repeat")
+        body = {name: getattr(self, name) for name in plain}
         body["target"] = asdict(self.target)
         body["plan"] = asdict(self.plan)
         body["ops"] = [{**asdict(op), "ops": [o.canonical() for o in op.ops]} for op in self.ops]

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lutbuilder.cli.console import Debug, Json, LutsFolder, StateDir, emit_json, errors_shown, say
-from lutbuilder.cli.values import cache_state, duration_s, duration_text, fraction, listen_address, percent_text, whole
+from lutbuilder.cli.values import (
+    cache_state,
+    duration_s,
+    duration_text,
+    fraction,
+    listen_address,
+    named_value,
+    percent_text,
+    whole,
+)
 
 if TYPE_CHECKING:
     from lutbuilder.campaign.request import CollectOutcome
@@ -28,6 +37,7 @@ def collect(
     ] = None,
     budget: Annotated[str, typer.Option(help="Stop after this long: 90s, 3m, 1h30m.")] = "3m",
     precision: Annotated[str, typer.Option(help="Stop when every op's 95% interval is this narrow.")] = "1%",
+    max_rounds: Annotated[int, typer.Option(help="Stop after so many rounds.")] = 400,
     instances: Annotated[int, typer.Option(help="Fresh preparations of every op.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the visiting order.")] = 0,
     wait: Annotated[
@@ -40,6 +50,12 @@ def collect(
     again: Annotated[bool, typer.Option("--again", help="Measure once more what is precise already.")] = False,
     cache: Annotated[
         str | None, typer.Option(help="hot, rotating or flushed [default: the runtime's].", show_default=False)
+    ] = None,
+    runtime_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="An option of the runtime; may be given several times.", show_default=False
+        ),
     ] = None,
     new_conditions: Annotated[
         bool, typer.Option("--new-conditions", help="Start anew where driver, version or settings changed.")
@@ -77,6 +93,7 @@ def collect(
             threads=None if threads is None else whole(threads, option="--threads", least=1, most=1024),
             budget_s=duration_s(budget, option="--budget"),
             precision=fraction(precision, option="--precision"),
+            max_rounds=whole(max_rounds, option="--max-rounds", least=1, most=1_000_000),
             instances=whole(instances, option="--instances", least=1, most=64),
             seed=whole(seed, option="--seed", least=0, most=(1 << 63) - 1),
             luts=luts,
@@ -86,6 +103,7 @@ def collect(
             again=again,
             new_conditions=new_conditions,
             cache=None if cache is None else cache_state(cache, option="--cache"),
+            runtime_options=tuple(named_value(one, option="--runtime-option") for one in runtime_option or ()),
         )
         from lutbuilder.campaign.collect import collect as run
 

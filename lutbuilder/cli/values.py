@@ -56,6 +56,14 @@ def cache_state(text: str, *, option: str) -> Cache:
     raise SpecError(f"{option} {text!r} is unknown; write one of {', '.join(get_args(Cache))}")
 
 
+def named_value(text: str, *, option: str) -> tuple[str, str]:
+    """Return name and value of `NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise SpecError(f"{option} {text!r} is not NAME=VALUE; write it as xnnpack=0")
+    return name.strip(), value.strip()
+
+
 def listen_address(text: str, *, option: str) -> str:
     """Return `HOST:PORT` (port 0: any free one) if it reads as that; nobody looks the host up yet."""
     host, _, port = text.strip().rpartition(":")

@@ -98,7 +98,8 @@ class Coordinator:
     store. `decide` is called after a report is committed and before it is acknowledged, outside any transaction, by one
     thread at a time; only for a current lease of an active campaign, and for the same report again only if the process
     died before its decision was stored. Should it raise, the agent is told to stop, nothing is leased any more, and
-    `wait` raises the error. A campaign whose last batch is done is finished with that batch's reason.
+    `wait` raises the error. A campaign whose last batch is done is finished with that batch's reason. An op that failed
+    but is not given up yet ends the lease, so that the next one tries it again.
     Callbacks in `on_event` run in the calling thread, outside all locks; they must not raise.
     """
 
@@ -520,6 +521,8 @@ class Coordinator:
                 if decision.stop:
                     self._forget(lease.campaign_id, lease.batch)
                     self._finish_if_done(self._store.progress(lease.campaign_id), decision.reason)
+                elif self._second_try_due(report, lease):
+                    self._end(lease, "cancelled")
                 ended = self._store.campaign(lease.campaign_id).state != "active"  # perhaps by `decide` itself
                 stop = decision.stop or ended or lease.lease_id not in self._leases
                 self._touch()
@@ -539,6 +542,16 @@ class Coordinator:
             if reason is not None:
                 return replace(decision, stop=True, reason=reason)
         return decision
+
+    def _second_try_due(self, report: Report, lease: HeldLease) -> bool:
+        """Whether an op that failed in this lease is not given up: the batch is leased anew, with all that is left.
+
+        A failure of before the lease says nothing new: an agent that repeats it shall not be sent round in circles.
+        """
+        failed = {failure.op_id for failure in report.failures if failure.round >= lease.first_round}
+        if not failed:
+            return False
+        return any(known.op_id in failed and not known.final for known in self._store.failures(lease.campaign_id))
 
     def _release_unoffered(self, report: Report, result: CommitResult) -> None:
         """An agent still works on a campaign of an earlier process that nobody offers here: it is set free."""

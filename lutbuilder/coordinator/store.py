@@ -40,6 +40,18 @@ from lutbuilder_agent.records import (
     Timing,
 )
 
+__all__ = [
+    "AgentState",
+    "CampaignState",
+    "CommitResult",
+    "Conflict",
+    "RawVisit",
+    "Store",
+    "StoredFailure",
+    "StoredLease",
+    "StoredReport",
+]
+
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x6C757462  # "lutb": tells our files from any other SQLite file
 BUSY_S = 10.0  # how long a writer waits for another process

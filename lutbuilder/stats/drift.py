@@ -1,9 +1,10 @@
-"""The two-way fit: op effects and machine speed, estimated together from interleaved visits (measurement.md, "The method").
+"""The two-way fit: op effects and machine speed, together, from interleaved visits (measurement.md, "The method").
 
     log t[visit] = theta[op] + s(time of visit) + noise
 
-`s` is the running median of the residuals of the visits around it in time, nearly all of them visits of other ops; theta
-is the op's mean over instances of the median over its visits. The two alternate until neither moves.
+`s` is the running median of the residuals of the visits around it in time, nearly all of them visits of other ops;
+theta is the op's mean over instances of the median over its visits. The two alternate until neither moves. Sessions,
+and campaigns of one session, are brought to one scale by the ops they share, however few those are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lutbuilder.stats.records import Visits
 
 WINDOW = 25  # visits; chosen in docs/decisions/0003 by test-retest on recorded visits
 _MAX_STEPS = 30
+_MAX_POLISH = 100
 _SETTLED = 1e-5  # relative: a hundredth of the tightest interval anyone asks for
 
 
@@ -24,9 +26,9 @@ _SETTLED = 1e-5  # relative: a hundredth of the tightest interval anyone asks fo
 class DriftFit:
     """Op effects and machine speed. Shapes: n visits, m ops, j (op, session, instance) groups that have visits.
 
-    `theta` (m,): log ns of each op at the campaign's typical speed, NaN for ops without visits. `speed` (n,): log slowdown of
-    the machine at each visit, median 0. `residual` (n,): what neither explains. `group_theta`, `group_op` (j,): the effect
-    of each instance and its op.
+    `theta` (m,): log ns of each op at the campaign's typical speed, NaN for ops without visits. `speed` (n,): log
+    slowdown of the machine at each visit, median 0. `residual` (n,): what neither explains. `group_theta`, `group_op`
+    (j,): the effect of each instance and its op.
     """
 
     theta: NDArray[np.float64]
@@ -40,7 +42,7 @@ class DriftFit:
 def fit(visits: Visits, *, window: int = WINDOW) -> DriftFit:
     """Return the two-way fit; `window` 0 gives plain medians without a drift model, for comparison.
 
-    Order of visits does not matter; sessions have their own stretch of `s`.
+    Order of visits does not matter; sessions, and the campaigns of a session, have their own stretch of `s`.
     """
     n_ops = len(visits.op_ids)
     log_t = np.log(visits.block_ns)
@@ -50,15 +52,19 @@ def fit(visits: Visits, *, window: int = WINDOW) -> DriftFit:
     steps = 0
     if window and len(visits):
         stretches = _stretches(visits)
-        for steps in range(1, _MAX_STEPS + 1):
+        moved = np.inf
+        while moved >= _SETTLED and steps < _MAX_STEPS:
+            steps += 1
             residual = log_t - theta[visits.op]
             for stretch in stretches:
                 speed[stretch] = _running_median(residual[stretch], window)
+                speed[stretch] -= np.median(speed[stretch])  # or it wanders where nothing ties the stretch to another
+            for stretch, offset in zip(stretches, _offsets(log_t - speed, visits.op, stretches, n_ops), strict=True):
+                speed[stretch] += offset
             speed -= np.median(speed)
             before = theta
             theta, group_theta = _op_effects(log_t - speed, groups, group_op, n_ops)
-            if np.nanmax(np.abs(theta - before)) < _SETTLED:
-                break
+            moved = np.nanmax(np.abs(theta - before))
     return DriftFit(
         theta=theta,
         speed=speed,
@@ -103,16 +109,41 @@ def _op_effects(
     # An instance seen once or twice says little yet; from a handful of visits on all instances weigh the same.
     weights = np.minimum(counts, 4.0)
     total = np.bincount(group_op, weights=weights, minlength=n_ops)
-    with np.errstate(invalid="ignore"):
-        theta = np.bincount(group_op, weights=weights * group_theta, minlength=n_ops) / np.where(total > 0, total, np.nan)
-    return theta, group_theta
+    weighted = np.bincount(group_op, weights=weights * group_theta, minlength=n_ops)
+    return weighted / np.where(total > 0, total, np.nan), group_theta
 
 
 def _stretches(visits: Visits) -> list[NDArray[np.int64]]:
-    """Return each session's visits in the order they were made."""
+    """Return each session's visits in the order they were made, anew where rounds start over: another campaign."""
     order = np.lexsort((visits.order, visits.start_ns, visits.session))
-    cuts = np.flatnonzero(np.diff(visits.session[order])) + 1
+    cuts = np.flatnonzero((np.diff(visits.session[order]) != 0) | (np.diff(visits.round[order]) < 0)) + 1
     return [part.astype(np.int64) for part in np.split(order, cuts)]
+
+
+def _offsets(
+    log_t: NDArray[np.float64], op: NDArray[np.int64], stretches: list[NDArray[np.int64]], n_ops: int
+) -> NDArray[np.float64]:
+    """Return how much slower each stretch is than the others, told by the ops it shares with them; 0 if it shares none.
+
+    Without it, where most ops of a stretch are in no other, the running median follows those: their theta takes up the
+    stretch's scale, their residuals are 0, and the few that are shared are outvoted.
+    Source: median polish, Tukey, Exploratory Data Analysis, 1977; means over the stretches, of which there are few.
+    """
+    offsets = np.zeros(len(stretches))
+    if len(stretches) == 1:
+        return offsets
+    cells = np.stack([grouped_median(log_t[stretch], op[stretch], n_ops) for stretch in stretches], axis=1)
+    cells = cells[np.isfinite(cells).sum(axis=1) > 1]
+    seen = np.isfinite(cells)
+    places = np.nonzero(seen)[1].astype(np.int64)
+    for _ in range(_MAX_POLISH if len(cells) else 0):
+        left = cells - offsets
+        left -= np.nanmean(left, axis=1, keepdims=True)
+        step = np.nan_to_num(grouped_median(left[seen], places, len(stretches)))
+        offsets += step
+        if np.abs(step).max() < _SETTLED:
+            break
+    return offsets
 
 
 def _running_median(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

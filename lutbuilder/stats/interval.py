@@ -37,6 +37,7 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
     is_odd = visits.round % 2 == 1
     even = grouped_median(clean[~is_odd], visits.op[~is_odd], n_ops)
     odd = grouped_median(clean[is_odd], visits.op[is_odd], n_ops)
+    halves_known = np.isfinite(even) & np.isfinite(odd)  # an op of every second round may have even rounds only
     estimates = []
     for op, op_id in enumerate(visits.op_ids):
         if not n_visits[op]:
@@ -56,7 +57,7 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
                 n_rounds=rounds,
                 n_instances=_distinct(visits.session[mine], visits.instance[mine]),
                 n_sessions=len(np.unique(visits.session[mine])),
-                test_retest=float(abs(np.expm1(even[op] - odd[op]))) if rounds >= 4 else None,
+                test_retest=float(abs(np.expm1(even[op] - odd[op]))) if halves_known[op] and rounds >= 4 else None,
                 preempted_fraction=float(n_preempted[op] / max(1.0, n_calls[op])),
                 bimodal=_bimodal(drift.residual[mine]),
             )
@@ -90,7 +91,7 @@ def half_widths(visits: Visits, drift: DriftFit) -> NDArray[np.float64]:
 
 
 def instance_variance(visits: Visits, drift: DriftFit) -> float:
-    """Return the variance of log time between instances of one op, pooled over ops, visit noise taken out; at least 0."""
+    """Return the variance of log time between instances of an op: pooled over ops, visit noise taken out, never < 0."""
     n_ops = len(visits.op_ids)
     counts = np.bincount(drift.group_op, minlength=n_ops)
     freedom = np.maximum(counts - 1, 1)
@@ -121,6 +122,5 @@ def _bimodal(residual: NDArray[np.float64]) -> bool:
     if len(residual) < 4 * MIN_ROUNDS:
         return False
     ranked = np.sort(residual)
-    quarter = len(ranked) // 4
-    middle = np.diff(ranked[quarter:-quarter])
-    return bool(len(middle) and middle.max() > _BIMODAL_GAP)
+    quarter = -(-len(ranked) // 4)
+    return bool(np.diff(ranked[quarter - 1 : len(ranked) - quarter + 1]).max() > _BIMODAL_GAP)

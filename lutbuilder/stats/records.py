@@ -57,8 +57,8 @@ COLUMNS = (
 class OpEstimate:
     """One op's cost with its uncertainty, call overhead still inside; times in ms, fractions from 0 to 1.
 
-    `lo_ms` and `hi_ms` bound the 95 % interval; both None below 6 rounds. `test_retest` is the relative difference of the
-    estimates from even and from odd rounds; None below 4 rounds.
+    `lo_ms` and `hi_ms` bound the 95 % interval; both None below 6 rounds. `test_retest` is the relative difference of
+    the estimates from even and from odd rounds; None below 4 rounds, or where all are even or all odd.
     """
 
     op_id: str

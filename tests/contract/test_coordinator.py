@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -643,6 +644,15 @@ def test_an_address_that_must_not_or_cannot_be_listened_on_is_refused(address: s
             serve(coordinator, address)
 
 
+def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
+    import grpc
+
+    with Store.open(tmp_path / "campaigns.sqlite") as store:
+        coordinator = Coordinator(store, ArtifactShelf(build=_build), lambda campaign_id, report: Decision())
+        with pytest.raises(SpecError, match=r"cannot listen on 192\.0\.2\.1:5000: "):
+            serve(coordinator, "192.0.2.1:5000", credentials=grpc.local_server_credentials())
+
+
 def test_nobody_there_is_unreachable_and_says_what_to_check() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -708,6 +718,14 @@ def test_a_report_of_4_mib_goes_through_and_a_larger_one_is_refused_before_it_is
             client.report(_report_of(1_100_000))
 
 
+def test_a_report_above_4_mib_is_refused_by_the_coordinator_too(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lutbuilder_agent.wire.client.REPORT_BYTES", 1 << 30)  # an agent without our limits
+    with CoordinatorClient(server.address) as client, pytest.raises(WireError, match="RESOURCE_EXHAUSTED"):
+        client.report(_report_of(1_100_000))
+
+
 def test_an_agent_that_hung_up_while_it_waited_is_given_nothing(tmp_path: Path) -> None:
     bench = Bench(deployment="loopback_grpc", folder=tmp_path)
     bench.start(spec=None)
@@ -729,8 +747,11 @@ def test_an_agent_that_hung_up_while_it_waited_is_given_nothing(tmp_path: Path) 
         client.close()
         assert ended.wait(10)
         thread.join()
-        while bench.coordinator._waiting:  # until the server has seen it leave
-            thread.join(0.01)
+        seen_leaving = time.monotonic() + 10  # long before its 20 s are over
+        while bench.coordinator._waiting and time.monotonic() < seen_leaving:
+            ended.clear()
+            ended.wait(0.01)
+        assert bench.coordinator._waiting == 0
         bench.coordinator.offer(bench.store.create_campaign(SPEC, now_s=1.0))
         assert bench.store.active_leases(SPEC.key) == ()
         bench.join("bob")

@@ -234,8 +234,9 @@ def test_a_report_of_an_ended_lease_is_late_and_stored(store: Store, ending: Any
     assert store.reports([SPEC.key])[0].late
 
 
-@pytest.mark.parametrize("change", [{"lease_epoch": 0}, {"lease_id": "never-given"}])
-def test_a_report_of_another_lease_or_epoch_is_late_and_stored(store: Store, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"lease_epoch": 0}, {"lease_id": "never-given"}, {"session_id": "s2"}])
+def test_a_report_of_another_lease_epoch_or_session_is_late_and_stored(store: Store, change: dict[str, Any]) -> None:
+    _session(store, "s2", name="bob")
     result = store.commit_report(_report(**change), now_s=4.0)
     assert (result.late, result.n_new) == (True, 4)
 
@@ -325,6 +326,14 @@ def test_many_threads_commit_without_losing_a_visit(store: Store) -> None:
 
 
 # --- killed, damaged, foreign, full
+
+
+def test_a_commit_waits_for_the_disk(store: Store) -> None:
+    """No test can cut the power; this one reads what SQLite promises for it: WAL and synchronous = FULL (2)."""
+    with store._write() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
 
 KILLED = """
 import sys
