@@ -2,8 +2,8 @@
 
     python benchmarks/compare_acquisition.py --runtime litert --trains 1,4,6,12 --rounds 12 --networks 24
 
-All ways are interleaved in one process with the same networks, three instances of everything, so that the machine's drift
-hits all alike. A train of 1 is the hot block. For each it prints the error of the plain sum with no call overhead taken
+All ways are interleaved in one process with the same networks, three instances of everything, so that drift hits
+all alike. A train of 1 is the hot block. For each it prints the error of the plain sum with no call overhead taken
 off, with that of an empty call, and with that measured over pairs (docs/decisions/0002).
 """
 

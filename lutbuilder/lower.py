@@ -19,13 +19,15 @@ def lower(op: OpSpec) -> LayerGraph:
 
 
 def lower_network(ops: Sequence[OpSpec]) -> LayerGraph:
-    """Return one graph that runs `ops` one after another. Raises ShapeError where one's output is not the next one's input."""
+    """Return one graph that runs `ops` in order. Raises ShapeError where one's output is not the next one's input."""
     if not ops:
         raise SpecError("a network has at least one op")
     layers: list[Layer] = []
     for number, op in enumerate(ops):
         if number and not _feeds(ops[number - 1], op):
-            raise ShapeError(f"op {number} ({op.label()}) does not take what op {number - 1} ({ops[number - 1].label()}) gives")
+            raise ShapeError(
+                f"op {number} ({op.label()}) does not take what op {number - 1} ({ops[number - 1].label()}) gives"
+            )
         _append(op, layers)
     first = ops[0]
     return LayerGraph(

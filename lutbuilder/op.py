@@ -19,9 +19,9 @@ ACTS = ("none", "relu", "relu6")
 class OpSpec:
     """One op with its exact shapes. `height` and `width` are the *input* map in pixels; batch norm is folded.
 
-    conv: kxk convolution + activation. mbconv: inverted bottleneck (Sandler et al., MobileNetV2, CVPR 2018): 1x1 expand to
-    `mid_channels` (absent if mid_channels == in_channels), depthwise kxk with the stride, linear 1x1 project, residual add.
-    logits: global average pool + fully connected. identity: an empty call of the same input shape, the call overhead.
+    conv: kxk convolution + activation. mbconv: inverted bottleneck (Sandler et al., MobileNetV2, CVPR 2018): 1x1
+    expand to `mid_channels` (absent if mid_channels == in_channels), depthwise kxk with the stride, linear 1x1 project,
+    residual add. logits: global average pool + fully connected. identity: an empty call of the same input shape.
     """
 
     kind: OpKind
@@ -59,7 +59,9 @@ class OpSpec:
         if self.kernel % 2 == 0:
             raise SpecError(f"kernel must be odd, got {self.kernel}")
         if (self.kind == "mbconv") != (self.mid_channels > 0):
-            raise SpecError(f"mid_channels goes with kind mbconv, got kind {self.kind}, mid_channels {self.mid_channels}")
+            raise SpecError(
+                f"mid_channels goes with kind mbconv, got kind {self.kind}, mid_channels {self.mid_channels}"
+            )
         if self.residual and (self.stride != 1 or self.in_channels != self.out_channels):
             raise SpecError("a residual needs stride 1 and equal in_channels and out_channels")
         convolves = (self.kernel, self.stride, self.groups, self.act, self.residual) != (1, 1, 1, "none", False)
@@ -70,7 +72,7 @@ class OpSpec:
 
     @property
     def op_id(self) -> str:
-        """16 hex digits: sha256 over kind and the fields that differ from their defaults, so new fields rename nothing."""
+        """16 hex digits: sha256 of kind and the fields that differ from their defaults; new fields rename nothing."""
         return _op_id(self)
 
     @property
@@ -120,7 +122,9 @@ class OpSpec:
 
 
 _DEFAULTS: dict[str, Any] = {
-    f.name: f.default for f in fields(OpSpec) if f.name not in ("kind", "in_channels", "out_channels", "height", "width")
+    f.name: f.default
+    for f in fields(OpSpec)
+    if f.name not in ("kind", "in_channels", "out_channels", "height", "width")
 }
 
 

@@ -1,8 +1,8 @@
 """LayerGraph: the small layer language every op, and every whole network, is lowered to.
 
 A graph is declarative data: shapes and layers, no code and no weights. Weights are a pure function of the graph and
-the layer number (`layer_weights`), so that an ONNX file, a TFLite file and a torch module made from one graph compute the
-same function. Batch norm is folded: a conv or linear layer is weights + bias + activation, as every engine deploys it.
+the layer number (`layer_weights`), so that an ONNX file, a TFLite file and a torch module made from one graph compute
+the same function. Batch norm is folded: a conv or linear layer is weights + bias + activation, as engines deploy it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGraph:
-    """Layers in execution order over an input of shape (batch, in_channels, height, width); the last layer is the output."""
+    """Layers in execution order; the input is (batch, in_channels, height, width), the last layer is the output."""
 
     batch: int
     in_channels: int
@@ -77,7 +77,7 @@ class LayerGraph:
     def macs(self) -> int:
         """Multiply-accumulates of conv and linear weights, the whole batch."""
         total = 0
-        for layer, out in zip(self.layers, self.shapes[1:]):
+        for layer, out in zip(self.layers, self.shapes[1:], strict=True):
             shape = weight_shape(self, layer)
             if shape is not None:
                 pixels = out[2] * out[3] if len(out) == 4 else 1
@@ -128,7 +128,7 @@ def weight_shape(graph: LayerGraph, layer: Layer) -> tuple[int, ...] | None:
 def layer_weights(graph: LayerGraph, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return (weight, bias) of layer `number`, float32; a pure function of its shape and number.
 
-    Values are slices of one fixed normal pool scaled to keep activations near 1 (He et al. 2015), so that no engine meets
+    Values are slices of one fixed normal pool scaled to keep activations near 1 (He et al. 2015): no engine meets
     denormals or overflow; a whole network costs a copy, not 4 million random draws.
     """
     import numpy as np
@@ -167,9 +167,7 @@ def _output_shape(number: int, layer: Layer, shapes: list[tuple[int, ...]]) -> t
         raise SpecError(f"layer {number}: unknown layer kind {layer.kind!r}; known: {', '.join(LAYER_KINDS)}")
     if layer.act not in ACTS:
         raise SpecError(f"{where}: unknown activation {layer.act!r}; known: {', '.join(ACTS)}")
-    if len(layer.inputs) != wanted_inputs or any(
-        type(i) is not int or not 0 <= i < len(shapes) for i in layer.inputs
-    ):
+    if len(layer.inputs) != wanted_inputs or any(type(i) is not int or not 0 <= i < len(shapes) for i in layer.inputs):
         raise SpecError(f"{where}: inputs must be {wanted_inputs} earlier tensors, got {layer.inputs}")
     for name, default in _WEIGHT_FIELDS.items():
         value = getattr(layer, name)

@@ -1,6 +1,6 @@
 """The types both sides of the wire share: what to measure (Plan, Lease) and what was seen (Timing, Failure).
 
-All are frozen, keyword-only and refuse nonsense at birth. `wire/convert.py` is the only place that turns them into protos.
+All are frozen, keyword-only and refuse nonsense at birth. `wire/convert.py` alone turns them into protos.
 Times ending in `_ns` are nanoseconds; `start_ns` counts on the session's own monotonic clock.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, Union, get_args
+from typing import Literal, get_args
 
 from lutbuilder_agent.errors import SpecError
 
@@ -17,7 +17,9 @@ PROTOCOL_VERSION = 1
 OpId = str  # see lutbuilder.op; opaque to the agent
 Cache = Literal["hot", "rotating", "flushed"]
 Format = Literal["onnx", "tflite", "graph"]
-FailureReason = Literal["unsupported", "crashed", "timed_out", "out_of_memory", "wrong_output", "bad_artifact", "unstable"]
+FailureReason = Literal[
+    "unsupported", "crashed", "timed_out", "out_of_memory", "wrong_output", "bad_artifact", "unstable"
+]
 DeviceState = Literal["ok", "hot", "low_battery", "draining"]
 CACHES: tuple[str, ...] = get_args(Cache)
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -33,9 +35,9 @@ _MAX_NS = 1 << 62
 class Plan:
     """How a lease is to be timed (measurement.md).
 
-    A visit is a block of at least `min_calls` counted calls lasting at least `min_block_ns`, after `warmup_calls` that are
-    kept apart. A round visits every op of the lease once, in an order shuffled by (`seed`, round). Each artifact is prepared
-    `instances` times; visits take them in turn. `threads`, `cache` and `runtime` are conditions of the target.
+    A visit is a block of at least `min_calls` counted calls lasting at least `min_block_ns`, after `warmup_calls` that
+    are kept apart. A round visits every op of the lease once, in an order shuffled by (`seed`, round). Each artifact is
+    prepared `instances` times; visits take them in turn. `threads`, `cache` and `runtime` are conditions of the target.
     With cache `rotating`, `train_ops` ops are visited together, their calls taking turns.
     """
 
@@ -139,7 +141,7 @@ class Lease:
 class Timing:
     """What one visit saw: raw samples in ns per call, never only a mean.
 
-    `preempted` lists positions in `samples_ns` during which the process lost its core (kept, counted, left out of medians).
+    `preempted` lists positions in `samples_ns` during which the core was lost (kept, counted, left out of medians).
     `order` is the visit's place in its round; `instance` numbers preparations within the session.
     """
 
@@ -183,7 +185,7 @@ class Failure:
             raise SpecError(f"reason must be one of {', '.join(FAILURE_REASONS)}, got {self.reason!r}")
 
 
-Outcome = Union[Timing, Failure]
+Outcome = Timing | Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +241,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentHello:
-    """What an agent says when it registers. `name` is stable over restarts; a second agent of a name fences the first."""
+    """What an agent says when it registers. `name` is stable over restarts; a second one of a name fences the first."""
 
     name: str
     agent_version: str
@@ -254,7 +256,7 @@ class AgentHello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """The coordinator's answer to AgentHello: one stretch in one environment. `epoch` fences older sessions of that name."""
+    """The answer to AgentHello: one stretch in one environment. `epoch` fences older sessions of that name."""
 
     session_id: str
     epoch: int
@@ -264,7 +266,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One finished round (or part of one) of a lease. The same `report_id` again is acknowledged again and changes nothing."""
+    """One finished round (or part of one) of a lease. The same `report_id` again is acknowledged, nothing changes."""
 
     report_id: str
     session_id: str
@@ -300,4 +302,6 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 def _check_name(name: str, value: object) -> None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise SpecError(f"{name} must be 1 to 128 letters, digits or ._+- starting with a letter or digit, got {value!r}")
+        raise SpecError(
+            f"{name} must be 1 to 128 letters, digits or ._+- starting with a letter or digit, got {value!r}"
+        )

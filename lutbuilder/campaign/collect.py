@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -15,13 +16,14 @@ from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lutbuilder.coordinator.schedule import StoredFailure
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
     from lutbuilder.lut import Lut, LutMeta, Row
     from lutbuilder.op import OpSpec
+    from lutbuilder_agent.records import Fingerprint
 
 
 def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
@@ -52,7 +54,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
         ) as host:
             agent = host.find_agent(device, runtime, wait_s=request.wait_s)
             target = Target(
-                device="simulated" if runtime == "simulated" else agent.fingerprint.device,
+                device=silicon(agent.fingerprint, runtime, dict(plan.options)),
                 runtime=runtime,
                 batch=request.batch,
                 threads=plan.threads,
@@ -63,6 +65,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
             fresh = base is None or (request.new_conditions and base.meta.fingerprint.env_id != env_id)
             wanted = space.ops() if request.again or fresh else missing(space.ops(), base, request.precision)
             if base is not None and not wanted:
+                keep_samples(host.store, base)
                 return _nothing_missing(base, host)
             spec = CampaignSpec(
                 space=space.name,
@@ -116,6 +119,16 @@ def missing(ops: Sequence[OpSpec], base: Lut | None, precision: float) -> tuple[
         return row.half_width > precision and row.stop_reason != "precision"
 
     return tuple(op for op in ops if lacks(op))
+
+
+def silicon(fingerprint: Fingerprint, runtime: str, options: Mapping[str, str]) -> str:
+    """Return the slug of what really runs the ops: the GPU for a CUDA runtime, else the fingerprint's own device."""
+    if runtime == "simulated":
+        return "simulated"
+    gpu = dict(fingerprint.facts).get("gpu")
+    if options.get("device") == "cuda" and gpu:
+        return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return fingerprint.device
 
 
 def runtime_version(agent: AgentState, runtime: str) -> str:
@@ -229,6 +242,21 @@ def publish_draft(host: Host, made: Draft, *, luts: Path, base: Lut | None, new_
     lut = publish(made.rows, made.meta, folder=luts, base=base, new_conditions=new_conditions)
     write_samples(host.store.raw_visits(made.pool.campaign_ids), lut=lut)
     return lut
+
+
+def keep_samples(store: Store, lut: Lut) -> None:
+    """Write the raw visits behind `lut` beside it if they are missing there: a kill or a full disk came in between."""
+    from lutbuilder.lut import write_samples
+
+    behind = [
+        campaign.campaign_id
+        for campaign in store.campaigns()
+        if campaign.rounds
+        and campaign.spec.target == lut.meta.target
+        and {session.session_id for session in store.sessions([campaign.campaign_id])} <= set(lut.meta.sessions)
+    ]
+    if behind:
+        write_samples(store.raw_visits(behind), lut=lut)
 
 
 def timed_fraction(host: Host, state: CampaignState) -> float:

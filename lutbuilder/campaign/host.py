@@ -51,7 +51,7 @@ class Host:
             self.tell("starting", f"starting an agent for {runtime} on this machine")
         else:
             lines = "\n".join(f"    {line}" for line in device.agent_lines(self.address))
-            self.tell("waiting", f"waiting for an agent on {device.title}. Type there:\n{lines}")
+            self.tell("waiting", f"waiting for an agent on {device.title}. Type:\n{lines}")
         deadline_s = None if wait_s is None else time.monotonic() + wait_s
         refused = ""
         while True:

@@ -34,9 +34,9 @@ class Acquisition:
 # LiteRT keeps a separate arena for every artifact, so fewer ops already fill the caches.
 _ACQUISITION: Mapping[str, Acquisition] = {
     "onnxruntime": Acquisition("rotating", 12),
-    "litert": Acquisition("rotating", 6),
+    "litert": Acquisition("rotating", 5),
 }
-_DEFAULT_ACQUISITION = Acquisition("rotating", 12)
+_DEFAULT_ACQUISITION = Acquisition("rotating", 8)
 
 
 def make_plan(

@@ -248,6 +248,8 @@ def write_samples(visits: Iterable[RawVisit], *, lut: Lut, files: FileCalls | No
     """
     files = files or FileCalls()
     path = lut.path.parent / _SAMPLES / lut.path.name
+    if path.exists():
+        return path
     _write_whole(path, _sample_bytes(visits, lut), files)
     return path
 

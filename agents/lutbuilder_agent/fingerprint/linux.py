@@ -136,6 +136,7 @@ def survey(sysroot: Path = Path("/"), *, process: ProcessFacts | None = None, re
         "board.soc": soc,
         "hypervisor": _hypervisor(first, files.text("sys/hypervisor/type")),
         "limit.cpu_max": _cpu_max(files.text("sys/fs/cgroup/cpu.max")),
+        "gpu": _nvidia_models(files.texts("proc/driver/nvidia/gpus/*/information")),
         **_cpu_facts(files, processors, cores, process),
         **_clock_facts(files),
         **_cache_facts(files),
@@ -158,6 +159,12 @@ def read_conditions(sysroot: Path, *, monotonic_ns: int, read: Read = read_text)
         throttle_count=int(sum(throttles)) if throttles else None,
         steal_s=_steal_s(files.text("proc/stat") or ""),
     )
+
+
+def _nvidia_models(texts: Iterable[str]) -> str | None:
+    """Return the models of the NVIDIA GPUs the driver lists, equal ones once; None without any."""
+    models = (line.partition(":")[2].strip() for text in texts for line in text.splitlines() if "Model:" in line)
+    return ", ".join(dict.fromkeys(model for model in models if model)) or None
 
 
 def parse_cpuinfo(text: str) -> tuple[Mapping[str, str], ...]:

@@ -22,7 +22,7 @@ class Prepared(Protocol):
     """One instance of an artifact: loaded, its input placed where the engine wants it. Used by one thread only."""
 
     def timed_call(self) -> int:
-        """Run once, blocking until the output exists, and return how long that took in ns by the runtime's own clock."""
+        """Run once, blocking until the output exists, and return how long it took in ns by the runtime's own clock."""
         ...
 
     def warm_input(self) -> None:
@@ -30,7 +30,7 @@ class Prepared(Protocol):
         ...
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the output for input `x`; NCHW in, NCHW (or NC) out, whatever the engine's own layout. Not for timing."""
+        """Return the output for input `x`; NCHW in, NCHW (or NC) out, whatever the engine's layout. Not for timing."""
         ...
 
     def close(self) -> None:
