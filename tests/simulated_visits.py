@@ -36,7 +36,8 @@ class Machine:
         """Return the log slowdown at `n` visits that follow each other, shape (n,)."""
         flips = np.cumsum(rng.random(n) < 1.0 / self.dwell) + rng.integers(2)
         wave = np.sin(2 * np.pi * (np.arange(n) / self.wave_period + rng.random()))
-        return np.log(self.slow) * (flips % 2) + self.wave * wave
+        log_speed: NDArray[np.float64] = np.log(self.slow) * (flips % 2) + self.wave * wave
+        return log_speed
 
     def log_noise(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return AR(1) noise, shape (n,)."""
@@ -61,7 +62,8 @@ class Simulated:
     def errors(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return how far op effects are from the truth, in log time, one scale common to all ops taken out."""
         error = theta - self.truth
-        return error - np.nanmean(error)
+        error -= np.nanmean(error)
+        return error
 
 
 def simulate(

@@ -78,6 +78,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
                 precision=request.precision,
                 max_rounds=request.max_rounds,
             )
+            check_poolable(base, spec, agent, new_conditions=request.new_conditions)
             spec = unpublished(spec, host.store, base)
             resumed = any(c.campaign_id == spec.key and c.rounds for c in host.store.campaigns())
             state = host.run(spec)
@@ -129,6 +130,28 @@ def silicon(fingerprint: Fingerprint, runtime: str, options: Mapping[str, str]) 
     if options.get("device") == "cuda" and gpu:
         return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return fingerprint.device
+
+
+def check_poolable(base: Lut | None, spec: CampaignSpec, agent: AgentState, *, new_conditions: bool) -> None:
+    """Raise the LutConflict that publishing would raise, before anything is timed."""
+    from lutbuilder.lut import merge
+
+    merge(base, (), footer(spec, agent), new_conditions=new_conditions)
+
+
+def footer(spec: CampaignSpec, agent: AgentState) -> LutMeta:
+    """Return what the footer of a campaign's table says of where it comes from, made now."""
+    from lutbuilder.lut import LutMeta
+
+    return LutMeta(
+        target=spec.target,
+        fingerprint=agent.fingerprint,
+        runtime_version=spec.runtime_version,
+        plan=spec.plan,
+        tool_version=__version__,
+        created=datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
+        conditions=f"precision {spec.precision:g}, budget {spec.budget_s:g} s",
+    )
 
 
 def runtime_version(agent: AgentState, runtime: str) -> str:
@@ -191,15 +214,16 @@ class Draft:
 
 def draft(host: Host, state: CampaignState, agent: AgentState) -> Draft:
     """Fit the campaign's pool and make rows. Raises CampaignFailed, with the reasons, if nothing was measured."""
-    from lutbuilder.lut import LutMeta, QualitySummary, make_rows
+    from lutbuilder.lut import QualitySummary, make_rows
 
     host.tell("fitting")
     spec = state.spec
     pool = pooled(host.store, spec)
-    if not pool.campaign_ids:
-        told = "; ".join(f"{f.op_id}: {f.reason} {f.detail}" for f in host.store.failures(spec.key)[:3])
+    visits = host.store.visits(pool.campaign_ids)
+    if not len(visits):
+        told = "; ".join(list(dict.fromkeys(f"{f.reason}: {f.detail}" for f in host.store.failures(spec.key)))[:3])
         raise CampaignFailed(f"nothing was measured ({state.reason}). {told or 'Type `lutbuilder doctor`'}")
-    summary = summarise(pool.ops, host.store.visits(pool.campaign_ids))
+    summary = summarise(pool.ops, visits)
     reasons = {
         op_id: "precision" if (half := estimate.half_width) is not None and half <= spec.precision else state.reason
         for op_id, estimate in summary.by_id.items()
@@ -213,17 +237,11 @@ def draft(host: Host, state: CampaignState, agent: AgentState) -> Draft:
         method="context" if paired else "isolated",
         cache=spec.target.cache,
     )
-    meta = LutMeta(
-        target=spec.target,
-        fingerprint=agent.fingerprint,
-        runtime_version=spec.runtime_version,
-        plan=spec.plan,
-        tool_version=__version__,
-        created=datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
+    meta = replace(
+        footer(spec, agent),
         spaces=pool.spaces,
         sessions=pool.sessions,
         stop_reason=state.reason,
-        conditions=f"precision {spec.precision:g}, budget {spec.budget_s:g} s",
         quality=QualitySummary(
             timed_fraction=timed_fraction(host, state),
             wall_s=host.elapsed_s(),

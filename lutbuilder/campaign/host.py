@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -143,6 +145,7 @@ def hosting(
 ) -> Iterator[Host]:
     """Open the store, listen, and start an agent if the device is this machine; end all of it on the way out.
 
+    The way out takes seconds at most and cannot be interrupted: half an ending leaves threads that keep the process.
     Raises StoreError, PortInUse.
     """
     folder = default_state_folder(state_dir)
@@ -153,6 +156,7 @@ def hosting(
             f"cannot make the state folder {folder}: {error.strerror}; choose one: --state-dir DIR"
         ) from error
     with ExitStack() as stack:
+        deaf = stack.enter_context(ExitStack())
         store = stack.enter_context(Store.open(folder / STORE_NAME))
         asked: list[Callable[[str, Report], Decision]] = []
         coordinator = Coordinator(store, ArtifactShelf(), lambda campaign_id, report: asked[0](campaign_id, report))
@@ -173,4 +177,12 @@ def hosting(
             stack.callback(embedded.stop)
             embedded.start()
         stack.callback(coordinator.shut_down)
+        stack.callback(_ignore_interrupts, deaf)
         yield host
+
+
+def _ignore_interrupts(until: ExitStack) -> None:
+    """Ignore Ctrl-C until the stack is closed. Only the main thread can, and only that one is interrupted."""
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        until.callback(signal.signal, signal.SIGINT, before or signal.SIG_DFL)

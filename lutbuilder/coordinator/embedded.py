@@ -15,7 +15,7 @@ from pathlib import Path
 from lutbuilder_agent.errors import CampaignFailed, SpecError, StoreError
 
 _TERMINATE_S = 10.0
-_LOCK_S = 10.0  # how long the agent of a killed command may take to end
+_LOCK_S = 15.0  # how long to wait for the agent of a killed command to end, or for another short command
 _MOST_STARTS = 4
 
 
@@ -26,7 +26,7 @@ class EmbeddedAgent:
     locked until both processes have ended: two agents of one folder would take each other's rounds and artifacts.
     """
 
-    def __init__(self, *, coordinator: str, runtime: str, folder: Path) -> None:
+    def __init__(self, *, coordinator: str, runtime: str, folder: Path, lock_s: float = _LOCK_S) -> None:
         self._command = [
             sys.executable, "-m", "lutbuilder_agent", "run",
             "--coordinator", coordinator,
@@ -39,6 +39,7 @@ class EmbeddedAgent:
         self._folder = folder
         self._log_path = folder / "agent.log"
         self._starts = 0
+        self._lock_s = lock_s
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +78,7 @@ class EmbeddedAgent:
                 f"words ({self._log_path}): {self._last_words()}. Type `lutbuilder doctor`"
             )
         self.start()
-        return f"the agent ended with status {status}; started again"
+        return f"the agent ended with status {status}; start {self._starts} of {_MOST_STARTS}"
 
     def stop(self) -> None:
         """End the process: politely, then by force. Safe to call twice."""
@@ -96,7 +97,7 @@ class EmbeddedAgent:
     def _locked(self) -> int:
         """Return the descriptor that holds the folder's lock."""
         handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        until_s = time.monotonic() + _LOCK_S
+        until_s = time.monotonic() + self._lock_s
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lutbuilder.stats.records import Visits
 
-WINDOW = 25  # visits; chosen in docs/decisions/0003 by test-retest on recorded visits
+WINDOW = 15  # visits, about a train; docs/decisions/0003 compares windows on recorded visits
 _MAX_STEPS = 30
 _MAX_POLISH = 100
 _SETTLED = 1e-5  # relative: a hundredth of the tightest interval anyone asks for

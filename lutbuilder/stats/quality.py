@@ -134,18 +134,32 @@ def linear_baseline(feature: NDArray[np.float64], measured_ms: NDArray[np.float6
 def _rank(
     predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.float64], picks: NDArray[np.int64], *, kendall: bool
 ) -> Figure:
-    from scipy.stats import kendalltau, rankdata
-
-    def one(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-        if kendall:
-            return float(kendalltau(a, b).statistic)
-        ranks_a, ranks_b = rankdata(a), rankdata(b)
-        return float(np.corrcoef(ranks_a, ranks_b)[0, 1])
-
     if np.ptp(predicted_ms) == 0 or np.ptp(measured_ms) == 0:
         return Figure(value=0.0, lo=-1.0, hi=1.0)  # a constant prediction ranks nothing
-    draws = [one(predicted_ms[p], measured_ms[p]) for p in picks if np.ptp(predicted_ms[p]) and np.ptp(measured_ms[p])]
-    return _figure(one(predicted_ms, measured_ms), np.array(draws))
+    drawn = np.concatenate([np.arange(len(predicted_ms))[None], picks])
+    a, b = predicted_ms[drawn], measured_ms[drawn]
+    ranked = (np.ptp(a, axis=1) > 0) & (np.ptp(b, axis=1) > 0)
+    values = (_kendall if kendall else _spearman)(a[ranked], b[ranked])
+    return _figure(float(values[0]), values[1:])
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Spearman's rho of each row of `a` with the same row of `b`."""
+    from scipy.stats import rankdata
+
+    a, b = rankdata(a, axis=1), rankdata(b, axis=1)
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    rho: NDArray[np.float64] = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    return rho
+
+
+def _kendall(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Kendall's tau-b of each row of `a` with the same row of `b`."""
+    taus = []
+    for row_a, row_b in zip(a, b, strict=True):  # one at a time: all pairs of all rows would not fit into memory
+        s, t = np.sign(row_a[:, None] - row_a), np.sign(row_b[:, None] - row_b)
+        taus.append((s * t).sum() / np.sqrt((s * s).sum() * (t * t).sum()))
+    return np.array(taus)
 
 
 def _figure(value: float, draws: NDArray[np.float64]) -> Figure:

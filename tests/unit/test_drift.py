@@ -49,7 +49,7 @@ def test_the_speed_is_the_machines_and_the_residual_what_is_left():
     seen = simulate(log_spread(40), rounds=20, seed=1)
     drift = fit(seen.visits)
     error = drift.speed - seen.log_speed
-    assert np.median(drift.speed) == pytest.approx(0.0, abs=1e-9)
+    assert np.median(drift.speed) == pytest.approx(0.0, abs=0.01)
     assert np.median(np.abs(error - np.median(error))) < 0.01
     assert np.ptp(seen.log_speed) > 0.5
     rebuilt = drift.theta[seen.visits.op] + drift.speed + drift.residual
@@ -65,7 +65,7 @@ def test_a_steady_machine_gives_the_exact_effects_and_no_speed():
 
 def test_an_op_effect_is_the_mean_over_its_instances():
     seen = simulate(log_spread(30), rounds=24, seed=2, machine=replace(STEADY, instance_sigma=0.02), instances=4)
-    drift = fit(seen.visits)
+    drift = fit(seen.visits, window=0)
     for op in range(30):
         mine = drift.group_theta[drift.group_op == op]
         assert len(mine) == 4

@@ -1,0 +1,204 @@
+"""Kill any process at any moment, type the same command again: it continues, and nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from lutbuilder import spaces
+from lutbuilder.coordinator.embedded import EmbeddedAgent
+from lutbuilder.coordinator.store import RawVisit
+from lutbuilder.lower import lower
+from lutbuilder_agent.errors import StoreError
+from lutbuilder_agent.runtimes.simulated import OPTIONS, true_ns
+from tests.desk import NAME, Desk
+
+OPS = spaces.get("proxyless").ops()
+AGENT, WORKER = "lutbuilder_agent run", "lutbuilder_agent.worker"
+ROUNDS = 20
+CAMPAIGN = ("--max-rounds", str(ROUNDS), "--precision", "0.01%", "--runtime-option", "noise_sigma=0.003")
+
+
+def assert_final(desk: Desk) -> None:
+    """The table holds the truth of every op, and its raw visits lie beside it."""
+    lut = desk.lut()
+    for op in OPS:
+        row = lut[op]
+        truth_ms = (true_ns(lower(op)) - float(OPTIONS["overhead_ns"])) / 1e6
+        assert row.latency_ms == pytest.approx(truth_ms, rel=0.03), op.label()
+        assert row.n_rounds >= ROUNDS - 3
+    assert set(lut.meta.sessions) == {visit.session_id for visit in desk.visits()}
+    assert (lut.path.parent / "samples" / lut.path.name).is_file()
+    assert not [name for name in desk.versions if name.endswith(".tmp")]
+
+
+def kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it was faster
+        return False
+    return True
+
+
+def test_collect_killed_at_any_moment_and_typed_again_continues(desk: Desk) -> None:
+    rng = random.Random(1)
+    words = desk.collecting(*CAMPAIGN)
+    before: list[RawVisit] = []
+    for _ in range(4):
+        process = desk.start(*words)
+        try:
+            process.wait(rng.uniform(0.2, 1.8))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        desk.ended(process)
+        desk.wait_for(lambda: desk.processes() == [])  # its agent and its worker have ended too
+        if desk.rounds():
+            now = desk.visits()
+            assert now[: len(before)] == before, "what was acknowledged stays"
+            before = now
+    ended = desk.run(*words)
+    assert ended.status == 0, ended.err
+    assert desk.visits()[: len(before)] == before
+    assert_final(desk)
+
+
+def test_a_campaign_that_was_killed_goes_on_where_it_was(desk: Desk) -> None:
+    words = desk.collecting(*CAMPAIGN)
+    process = desk.start(*words)
+    desk.wait_for(lambda: desk.rounds() >= 5)
+    process.kill()
+    desk.ended(process)
+    desk.wait_for(lambda: desk.processes() == [])
+    before = desk.visits()
+    rounds = {visit.timing.round for visit in before}
+    ended = desk.run(*words)
+    assert ended.status == 0, ended.err
+    assert ended.json["resumed"]
+    after = desk.visits()
+    assert after[: len(before)] == before
+    # A round that the killed command had measured and not acknowledged comes from the agent's spool: an extra one.
+    assert ROUNDS <= ended.json["rounds"] <= ROUNDS + 1
+    new = {visit.timing.round for visit in after[len(before) :]}
+    assert len(new) <= ROUNDS - len(rounds) + 1
+    assert len({visit.session_id for visit in after}) == 2
+    assert_final(desk)
+
+
+def test_an_agent_that_is_killed_is_started_again_and_its_rounds_count_once(desk: Desk) -> None:
+    rng = random.Random(3)
+    words = desk.collecting(*CAMPAIGN, "--max-rounds", "40")
+    process = desk.start(*words)
+    for number in range(2):
+        seen = desk.rounds()
+        desk.wait_for(lambda: desk.rounds() >= seen + 3)  # noqa: B023  # called before the next turn
+        time.sleep(rng.uniform(0.0, 0.15))
+        assert [kill(agent) for agent in desk.processes(AGENT)] == [True], f"kill {number}"
+    ended = desk.ended(process)
+    assert ended.status == 0, ended.err
+    assert [ended.err.count(f"the agent ended with status -9; start {n} of 4") for n in (2, 3, 4)] == [1, 1, 0]
+    assert len({visit.session_id for visit in desk.visits()}) == 3
+    assert_final(desk)
+    assert desk.processes() == []
+    again = desk.run(*words, "--precision", "50%")
+    assert (again.status, again.json["n_measured"]) == (0, 0)
+
+
+def test_a_worker_that_is_killed_costs_no_op_and_no_round(desk: Desk) -> None:
+    rng = random.Random(4)
+    process = desk.start(*desk.collecting(*CAMPAIGN, "--max-rounds", "40"))
+    for number in range(3):
+        seen = desk.rounds()
+        desk.wait_for(lambda: desk.rounds() >= seen + 3)  # noqa: B023  # called before the next turn
+        time.sleep(rng.uniform(0.0, 0.1))
+        assert True in [kill(worker) for worker in desk.processes(WORKER)], f"kill {number}"
+    ended = desk.ended(process)
+    assert ended.status == 0, ended.err
+    assert (ended.json["n_measured"], ended.json["n_failed"]) == (70, 0)
+    assert "the agent ended" not in ended.err
+    assert len({visit.session_id for visit in desk.visits()}) == 1
+    assert_final(desk)
+    assert desk.processes() == []
+
+
+def test_a_table_whose_publishing_was_killed_is_published_without_measuring_again(desk: Desk) -> None:
+    words = desk.collecting(*CAMPAIGN)
+    killed = desk.run(*words, first="import os; os.link = lambda *_: os.kill(os.getpid(), 9)")
+    assert killed.status == -signal.SIGKILL
+    desk.wait_for(lambda: desk.processes() == [])
+    before = desk.visits()
+    assert {visit.timing.round for visit in before} == set(range(ROUNDS))
+    assert not (desk.luts / NAME / "v0001.parquet").exists()
+    ended = desk.run(*words)
+    assert ended.status == 0, ended.err
+    assert ended.json["published"]
+    assert desk.visits() == before
+    assert desk.lut().version == 1
+
+
+def test_raw_visits_that_a_kill_left_unwritten_are_written_by_the_next_command(desk: Desk) -> None:
+    first = (
+        "import os\n"
+        "link = os.link\n"
+        "os.link = lambda a, b: os.kill(os.getpid(), 9) if 'samples' in str(b) else link(a, b)"
+    )
+    words = desk.collecting("--max-rounds", "8", "--precision", "20%")
+    killed = desk.run(*words, first=first)
+    assert killed.status == -signal.SIGKILL
+    desk.wait_for(lambda: desk.processes() == [])
+    samples = desk.luts / NAME / "samples" / "v0001.parquet"
+    assert desk.lut().version == 1
+    assert not samples.exists()
+    ended = desk.run(*words)
+    assert ended.status == 0, ended.err
+    assert not ended.json["published"]
+    assert samples.is_file()
+
+
+def test_ctrl_c_ends_with_130_and_says_that_the_same_command_continues(desk: Desk) -> None:
+    process = desk.start(*desk.collecting(*CAMPAIGN))
+    desk.wait_for(lambda: desk.rounds() >= 3)
+    process.send_signal(signal.SIGINT)
+    ended = desk.ended(process)
+    assert ended.status == 130
+    assert ended.error.startswith("error[interrupted]: interrupted; every acknowledged visit is kept")
+    assert ended.error.endswith("the same command continues where this one stopped")
+    assert ended.json["error"]["exit_status"] == 130
+    assert desk.processes() == []
+    assert {visit.timing.round for visit in desk.visits()} >= {0, 1, 2}
+    assert desk.versions == []
+
+
+def test_more_ctrl_c_while_the_first_is_obeyed_leaves_no_process_that_never_ends(desk: Desk) -> None:
+    process = desk.start(*desk.collecting(*CAMPAIGN))
+    desk.wait_for(lambda: desk.rounds() >= 3)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    ended = desk.ended(process)
+    assert ended.status in (130, -signal.SIGINT), "the last one may meet a process that is ending already"
+    assert "error[interrupted]" in ended.err
+    desk.wait_for(lambda: desk.processes() == [])
+
+
+def test_two_agents_never_share_a_folder(tmp_path: Path) -> None:
+    def agent() -> EmbeddedAgent:
+        return EmbeddedAgent(coordinator="127.0.0.1:1", runtime="simulated", folder=tmp_path / "agent", lock_s=0.0)
+
+    first, second, third = agent(), agent(), agent()
+    try:
+        first.start()
+        with pytest.raises(
+            StoreError, match=r"another lutbuilder measures with .*: wait until it has ended .*--state-dir DIR"
+        ):
+            second.start()
+        first.stop()
+        third.start()
+    finally:
+        for one in (first, second, third):
+            one.stop()
