@@ -27,7 +27,7 @@ class DriftFit:
     """Op effects and machine speed. Shapes: n visits, m ops, j (op, session, instance) groups that have visits.
 
     `theta` (m,): log ns of each op at the campaign's typical speed, NaN for ops without visits. `speed` (n,): log
-    slowdown of the machine at each visit, median 0. `residual` (n,): what neither explains. `group_theta`, `group_op`
+    slowdown at each visit, told by its neighbours. `residual` (n,): what neither explains. `group_theta`, `group_op`
     (j,): the effect of each instance and its op.
     """
 
@@ -65,6 +65,12 @@ def fit(visits: Visits, *, window: int = WINDOW) -> DriftFit:
             before = theta
             theta, group_theta = _op_effects(log_t - speed, groups, group_op, n_ops)
             moved = np.nanmax(np.abs(theta - before))
+        # A visit counts in its own running median, which so takes up a part of what its instance differs by: a fit may,
+        # an interval may not.
+        residual = log_t - theta[visits.op]
+        for stretch in stretches:
+            speed[stretch] = _median_of_others(residual[stretch], window)
+        _, group_theta = _op_effects(log_t - speed, groups, group_op, n_ops)
     return DriftFit(
         theta=theta,
         speed=speed,
@@ -152,3 +158,13 @@ def _running_median(values: NDArray[np.float64], window: int) -> NDArray[np.floa
     size = min(window | 1, len(values) - (1 - len(values) % 2))
     smooth: NDArray[np.float64] = median_filter(values, size=max(size, 1), mode="nearest")
     return smooth
+
+
+def _median_of_others(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return the running median without the value in the middle; of fewer than three values, the value itself."""
+    half = min(window | 1, len(values) - (1 - len(values) % 2)) // 2
+    if half < 1:
+        return values.copy()
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="reflect"), 2 * half + 1)
+    others: NDArray[np.float64] = np.median(np.delete(around, half, axis=1), axis=1)
+    return others

@@ -61,7 +61,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         (
             ("--runtime-option", "colour=red"),
             1,
-            "nothing was measured (failed). unsupported: runtime 'simulated' has no option 'colour'; it has: overhead_ns",
+            "nothing was measured (failed). unsupported: runtime 'simulated' has no option 'colour'; it has: overhead",
         ),
     ],
 )
