@@ -27,6 +27,41 @@ _POLL_S = 2.0  # how often a dead local agent would be noticed; nothing else nee
 _PUBLISH_S = 3.0  # of a budget kept for the fit and the file
 
 
+class Interrupts:
+    """Ctrl-C, heeded only where nothing is half done.
+
+    An exception raised just anywhere may leave a lock taken, and then the process never ends. From `defer` on Ctrl-C is
+    noted, `wake` gets whoever waits to look, and `check` raises KeyboardInterrupt. Only the main thread can, and only
+    that one is interrupted; what is ignored (nohup, a shell's background) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._restore = ExitStack()
+
+    def defer(self, wake: Callable[[], None]) -> None:
+        """Note Ctrl-C until `restore`. `wake` is called in a thread of its own: it may need a lock we hold."""
+
+        def note(signum: int, frame: object) -> None:
+            if not self._came:
+                self._came = True
+                threading.Thread(target=wake, daemon=True, name="lutbuilder-interrupt").start()
+
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and before not in (signal.SIG_IGN, None):
+            signal.signal(signal.SIGINT, note)
+            self._restore.callback(signal.signal, signal.SIGINT, before)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if it came."""
+        if self._came:
+            raise KeyboardInterrupt
+
+    def restore(self) -> None:
+        """Let Ctrl-C mean again what it meant before."""
+        self._restore.close()
+
+
 @dataclass(kw_only=True)
 class Host:
     """An open store and a listening coordinator. Mutable: it is given one campaign at a time to run."""
@@ -37,6 +72,7 @@ class Host:
     started_s: float
     on_progress: OnProgress
     embedded: EmbeddedAgent | None
+    interrupts: Interrupts
     _controller: Controller | None = field(default=None)
 
     def elapsed_s(self) -> float:
@@ -68,6 +104,7 @@ class Host:
                 if device.local:
                     raise RuntimeUnavailable(f"{runtime} does not run on this machine: {refused.partition(': ')[2]}")
             self._keep_alive()
+            self.interrupts.check()
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 raise NoAgent(
                     f"no agent of {device.title} came within {wait_s:g} s{refused}. Start one on the device: "
@@ -90,6 +127,7 @@ class Host:
         while state.state == "active":
             moment = self.coordinator.wait(campaign_id, _POLL_S, seen=serial)
             serial, state = moment.serial, moment.campaign
+            self.interrupts.check()
             self._keep_alive()
             if state.rounds != shown:
                 shown = state.rounds
@@ -145,7 +183,7 @@ def hosting(
 ) -> Iterator[Host]:
     """Open the store, listen, and start an agent if the device is this machine; end all of it on the way out.
 
-    The way out takes seconds at most and cannot be interrupted: half an ending leaves threads that keep the process.
+    Ctrl-C is heeded while the host waits; fitting, publishing and the way out are short and not cut in two.
     Raises StoreError, PortInUse.
     """
     folder = default_state_folder(state_dir)
@@ -156,7 +194,8 @@ def hosting(
             f"cannot make the state folder {folder}: {error.strerror}; choose one: --state-dir DIR"
         ) from error
     with ExitStack() as stack:
-        deaf = stack.enter_context(ExitStack())
+        interrupts = Interrupts()
+        stack.callback(interrupts.restore)
         store = stack.enter_context(Store.open(folder / STORE_NAME))
         asked: list[Callable[[str, Report], Decision]] = []
         coordinator = Coordinator(store, ArtifactShelf(), lambda campaign_id, report: asked[0](campaign_id, report))
@@ -171,18 +210,12 @@ def hosting(
             started_s=time.monotonic(),
             on_progress=on_progress,
             embedded=embedded,
+            interrupts=interrupts,
         )
         asked.append(host.decide)
         if embedded is not None:
             stack.callback(embedded.stop)
             embedded.start()
         stack.callback(coordinator.shut_down)
-        stack.callback(_ignore_interrupts, deaf)
+        interrupts.defer(coordinator.release_waiters)
         yield host
-
-
-def _ignore_interrupts(until: ExitStack) -> None:
-    """Ignore Ctrl-C until the stack is closed. Only the main thread can, and only that one is interrupted."""
-    if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        until.callback(signal.signal, signal.SIGINT, before or signal.SIG_DFL)

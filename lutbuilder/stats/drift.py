@@ -163,8 +163,9 @@ def _running_median(values: NDArray[np.float64], window: int) -> NDArray[np.floa
 def _median_of_others(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Return the running median without the value in the middle; of fewer than three values, the value itself."""
     half = min(window | 1, len(values) - (1 - len(values) % 2)) // 2
+    others: NDArray[np.float64] = values.copy()
     if half < 1:
-        return values.copy()
+        return others
     around = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="reflect"), 2 * half + 1)
-    others: NDArray[np.float64] = np.median(np.delete(around, half, axis=1), axis=1)
+    others = np.median(np.delete(around, half, axis=1), axis=1)
     return others

@@ -6,18 +6,20 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from lutbuilder import spaces
+from lutbuilder.campaign.host import Interrupts
 from lutbuilder.coordinator.embedded import EmbeddedAgent
 from lutbuilder.coordinator.store import RawVisit
 from lutbuilder.lower import lower
 from lutbuilder_agent.errors import StoreError
 from lutbuilder_agent.runtimes.simulated import OPTIONS, true_ns
-from tests.desk import NAME, Desk
+from tests.desk import NAME, PATIENCE_S, Desk
 
 OPS = spaces.get("proxyless").ops()
 AGENT, WORKER = "lutbuilder_agent run", "lutbuilder_agent.worker"
@@ -174,18 +176,46 @@ def test_ctrl_c_ends_with_130_and_says_that_the_same_command_continues(desk: Des
     assert desk.versions == []
 
 
-def test_more_ctrl_c_while_the_first_is_obeyed_leaves_no_process_that_never_ends(desk: Desk) -> None:
+def test_more_ctrl_c_while_the_first_is_obeyed_does_not_cut_the_ending_in_two(desk: Desk) -> None:
     impatient = (
-        "import os\n"
+        "import os, sys\n"
         "from lutbuilder.coordinator.service import RunningServer\n"
         "stop = RunningServer.stop\n"
-        "RunningServer.stop = lambda self: (os.kill(os.getpid(), signal.SIGINT), stop(self))"
+        "def interrupted(self):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    stop(self)\n"
+        "    print('the server has stopped', file=sys.stderr)\n"
+        "RunningServer.stop = interrupted"
     )
     process = desk.start(*desk.collecting(*CAMPAIGN), first=impatient)
     desk.wait_for(lambda: desk.rounds() >= 3)
     process.send_signal(signal.SIGINT)
-    assert desk.ended(process).status == 130
-    desk.wait_for(lambda: desk.processes() == [])
+    ended = desk.ended(process)
+    assert ended.status == 130
+    assert "the server has stopped" in ended.err
+    assert ended.error.startswith("error[interrupted]")
+    assert desk.processes() == []
+
+
+def test_ctrl_c_is_noted_at_once_and_heeded_where_nothing_is_half_done() -> None:
+    woken = threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts = Interrupts()
+    try:
+        interrupts.defer(woken.set)
+        interrupts.check()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert woken.wait(PATIENCE_S)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        interrupts.restore()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        interrupts.defer(woken.set)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "a shell's background stays deaf"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_two_agents_never_share_a_folder(tmp_path: Path) -> None:

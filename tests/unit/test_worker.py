@@ -449,7 +449,9 @@ def test_the_child_ends_with_its_parent_however_that_ends(bench: Bench, signum: 
         env={**os.environ, "TMPDIR": str(bench.scratch)},
     )
     try:
-        wait_for(lambda: any(mark.read_bytes()[:1] > b"\0" for mark in bench.scratch.glob("*/mark")))  # its op is at work
+        wait_for(
+            lambda: any(mark.read_bytes()[:1] > b"\0" for mark in bench.scratch.glob("*/mark"))
+        )  # its op is at work
         (child,) = bench.children()
         parent.send_signal(signum)
         assert parent.wait(PATIENCE_S) == -signum
