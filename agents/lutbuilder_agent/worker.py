@@ -3,11 +3,14 @@
 The child loads every artifact (`plan.instances` times) and then times rounds. An op that crashes or hangs kills the
 child, never the parent: a journal on disk keeps the visits of the broken round, a shared counter tells which op was
 running, and a fresh child goes on without it. While a round runs the parent sleeps in one `poll`.
+
+Both are files without a name, so that nothing is left behind however the two processes end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import mmap
 import os
 import pickle
@@ -221,39 +224,40 @@ class _Child:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._folder = tempfile.TemporaryDirectory(prefix="lutbuilder-worker-")
-        folder = Path(self._folder.name)
-        (folder / "mark").write_bytes(_MARK.pack(0, _NOBODY))
-        self._journal = folder / "journal"
-        self._stderr = (folder / "stderr").open("w+b")
         self._ids: tuple[OpId, ...] = ()
-        ours, theirs = _pipe()
-        self._pipe = ours
-        with (folder / "mark").open("r+b") as mark:
+        self._journal = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # open as long as the child; `end` closes it
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # the same
+        self._pipe, theirs = _pipe()
+        with tempfile.TemporaryFile() as mark, theirs:
+            mark.write(_MARK.pack(0, _NOBODY))
+            mark.flush()
             self._mark = mmap.mmap(mark.fileno(), _MARK.size)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "lutbuilder_agent.worker", str(theirs.fileno()), str(folder), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
-            start_new_session=True,  # killed as a group, with whatever a runtime started
-        )
-        theirs.close()
+            handles = [theirs.fileno(), mark.fileno(), self._journal.fileno()]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lutbuilder_agent.worker", *map(str, [*handles, os.getpid()])],
+                pass_fds=handles,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                start_new_session=True,  # killed as a group, with whatever a runtime started
+            )
 
     def load(self, start: _Start) -> tuple[object, _Death]:
         self._ids = tuple(load.op.op_id for load in start.loads)
         return self._ask(start)
 
     def run_round(self, round: int, *, skip: set[OpId], first_order: int) -> tuple[_RoundDone | None, _Death]:
-        self._journal.write_bytes(b"")
+        self._journal.seek(0)  # where the child writes, too: it inherited the file with its position
+        self._journal.truncate()
         answer, death = self._ask(_RunRound(round=round, skip=frozenset(skip), first_order=first_order))
         return (answer if isinstance(answer, _RoundDone) else None), death
 
     def read_journal(self) -> list[Timing]:
         """Return the visits of the last round, also when the child died in the middle of writing one."""
         timings: list[Timing] = []
-        with self._journal.open("rb") as journal, contextlib.suppress(EOFError, pickle.UnpicklingError):
+        handle = self._journal.fileno()
+        journal = io.BytesIO(os.pread(handle, os.fstat(handle).st_size, 0))
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):
             while True:  # ends by EOFError; a torn last record is a visit that did not finish
                 timings += pickle.load(journal)
         return timings
@@ -264,8 +268,8 @@ class _Child:
         self._process.wait()
         self._pipe.close()
         self._mark.close()
+        self._journal.close()
         self._stderr.close()
-        self._folder.cleanup()
 
     def _ask(self, question: object) -> tuple[object, _Death]:
         nothing = _Death(op_id=None, reason="crashed", detail="")
@@ -325,7 +329,7 @@ class _Ready:
 class _Bench:
     """The child's state: the runtime and everything it has loaded."""
 
-    def __init__(self, start: _Start, runtime: Runtime, mark: mmap.mmap, journal: Path) -> None:
+    def __init__(self, start: _Start, runtime: Runtime, mark: mmap.mmap, journal: io.FileIO) -> None:
         from lutbuilder_agent.timing import make_flush
 
         self._plan = start.plan
@@ -370,13 +374,12 @@ class _Bench:
         if together:
             units += trains(together, length=self._plan.train_ops)
         order = first_order
-        with self._journal.open("ab", buffering=0) as journal:
-            for unit in shuffled(units, seed=self._plan.seed + 1, round=round):
-                before_ns = self._runtime.now_ns()
-                timings = self._visit(unit, round=round, order=order)
-                timed_ns += self._runtime.now_ns() - before_ns
-                order += len(unit)
-                journal.write(pickle.dumps(timings))
+        for unit in shuffled(units, seed=self._plan.seed + 1, round=round):
+            before_ns = self._runtime.now_ns()
+            timings = self._visit(unit, round=round, order=order)
+            timed_ns += self._runtime.now_ns() - before_ns
+            order += len(unit)
+            self._journal.write(pickle.dumps(timings))
         self._step(_NOBODY)
         return _RoundDone(round_ns=self._runtime.now_ns() - started_ns, timed_ns=timed_ns)
 
@@ -421,21 +424,19 @@ def _failure(op: LeasedOp, error: Exception) -> Failure:
     return Failure(op_id=op.op_id, round=0, reason=reason, detail=str(error)[:2000])
 
 
-def _serve(pipe: Connection, folder: Path) -> None:
+def _serve(pipe: Connection, mark: mmap.mmap, journal: io.FileIO) -> None:
     """Answer the parent until it closes the pipe."""
     import gc
 
     from lutbuilder_agent.runtimes import load
 
-    with (folder / "mark").open("r+b") as file:
-        mark = mmap.mmap(file.fileno(), _MARK.size)
     start = pipe.recv()
     try:
         runtime = load(start.plan.runtime, threads=start.plan.threads, options=dict(start.plan.options))
     except (MissingExtra, RuntimeUnavailable, SpecError) as error:
         pipe.send(_Refused(error=error))
         return
-    bench = _Bench(start, runtime, mark, folder / "journal")
+    bench = _Bench(start, runtime, mark, journal)
     pipe.send(_Loaded(failures=bench.load(start.loads)))
     gc.collect()
     gc.freeze()
@@ -452,13 +453,13 @@ def _questions(pipe: Connection) -> Iterator[_RunRound]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry of the child: pipe file descriptor, folder, parent's pid."""
+    """Entry of the child: the descriptors of pipe, mark and journal, and the parent's pid."""
     from lutbuilder_agent.orphan import die_with_parent
 
-    fd, folder, parent = int(arguments[0]), Path(arguments[1]), int(arguments[2])
+    pipe, mark, journal, parent = map(int, arguments)
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _serve(Connection(fd), folder)
+    _serve(Connection(pipe), mmap.mmap(mark, _MARK.size), io.FileIO(journal, "wb"))
 
 
 if __name__ == "__main__":
