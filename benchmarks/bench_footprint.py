@@ -35,12 +35,10 @@ SAYS: Mapping[str, str] = {
     "help_ms": "lutbuilder --help",
     "agent_rss_mb": "agent, waiting for work",
     "agent_venv_mb": "venv with lutbuilder-agent",
-    "agent_venv_numpy_mb": "  of which numpy",
     "agent_venv_grpcio_mb": "  of which grpcio, protobuf",
     "agent_venv_pip_mb": "  of which pip, setuptools",
 }
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "agent_venv_numpy_mb": ("numpy", "numpy.libs"),
     "agent_venv_grpcio_mb": ("grpc", "google"),
     "agent_venv_pip_mb": ("pip", "setuptools", "pkg_resources"),
 }

@@ -53,8 +53,21 @@ class Ended:
         return line
 
 
+def processes_with(variable: str) -> list[int]:
+    """Return the living processes that began with this environment variable, NAME=VALUE."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended while we looked, or is not ours
+            continue
+        if os.fsencode(variable) in environment:
+            found.append(int(process.name))
+    return found
+
+
 class Desk:
-    """Runs `lutbuilder` in `folder`. All its processes, agent and worker too, name the folder in their command line."""
+    """Runs `lutbuilder` in `folder`. All its processes, agent and worker too, are known by their temporary folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,13 +114,13 @@ class Desk:
     def processes(self, what: str = "") -> list[int]:
         """Return the processes of this desk that are alive and whose command line holds `what`."""
         found = []
-        for process in Path("/proc").glob("[0-9]*"):
+        for pid in processes_with(f"TMPDIR={self.folder / 'tmp'}"):
             try:
-                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
                 continue
-            if str(self.folder) in line and what in line:
-                found.append(int(process.name))
+            if what in line:
+                found.append(pid)
         return found
 
     def rounds(self) -> int:

@@ -240,12 +240,17 @@ class _JsonLines(logging.Formatter):
 
 
 def _doctor(*, as_json: bool) -> int:
+    from lutbuilder_agent.timing import timer_facts
+
     seen, now, runtimes = survey(), conditions(), _probe(None)
     folders = state_folders(default_name(platform.node(), seen.fingerprint.device))
+    timer = timer_facts()
     if as_json:
-        print(json.dumps(_doctor_json(seen, now, runtimes, folders), indent=2))
+        facts = {"overhead_ns": timer.overhead_ns, "quantum_ns": timer.quantum_ns}
+        print(json.dumps({**_doctor_json(seen, now, runtimes, folders), "timer": facts}, indent=2))
     else:
         print("\n".join(doctor_lines(seen, now, runtimes, folders)))
+        print(f"timer: {timer.overhead_ns} ns a reading, steps of {timer.quantum_ns} ns")
     if any(report.available and report.name != "simulated" for report in runtimes):
         return 0
     print("no engine runs here; the usual one: pip install 'lutbuilder-agent[onnx]'", file=sys.stderr)

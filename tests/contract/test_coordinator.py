@@ -468,6 +468,22 @@ def test_a_crash_is_tried_once_more_in_the_next_session_and_then_given_up(bench:
     assert OPS[0].op_id not in [op.op_id for op in bench.join()[1].ops]
 
 
+def test_a_crash_ends_the_lease_so_that_the_next_one_tries_the_op_once_more(bench: Bench) -> None:
+    session_id, lease = bench.join()
+    failure = Failure(op_id=OPS[0].op_id, round=0, reason="crashed", detail="signal 11")
+    assert bench.api.report(_report(session_id, lease, timings=(), failures=(failure,))).stop
+    again = bench.lease(session_id)
+    assert again.lease_id != lease.lease_id
+    assert [op.op_id for op in again.ops] == [op.op_id for op in lease.ops]
+    assert again.first_round == 1
+
+    repeated = _report(session_id, again, failures=(failure,))  # of round 0: an agent that says the same again
+    assert not bench.api.report(repeated).stop
+    failure = replace(failure, round=2)
+    assert not bench.api.report(_report(session_id, again, 2, failures=(failure,))).stop, "it is given up now"
+    assert OPS[0].op_id not in [op.op_id for op in bench.lease(session_id).ops]
+
+
 def test_a_batch_whose_ops_all_failed_ends_with_that_reason(bench: Bench) -> None:
     session_id, lease = bench.join()
     failures = tuple(Failure(op_id=op.op_id, round=0, reason="unsupported") for op in OPS[:2])

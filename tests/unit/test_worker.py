@@ -22,6 +22,7 @@ from lutbuilder_agent.graph import LayerGraph
 from lutbuilder_agent.records import ArtifactRef, LeasedOp, Plan, Timing
 from lutbuilder_agent.runtimes.simulated import true_ns
 from lutbuilder_agent.worker import RoundResult, Worker
+from tests.desk import processes_with
 
 PATIENCE_S = 30.0
 HANG_NS = 300_000_000  # an op_timeout that tests can wait for
@@ -87,17 +88,16 @@ class Bench:
         return self.workers[-1]
 
     def children(self) -> list[int]:
-        """Processes of this test's workers: their command lines name a folder below `scratch`."""
-        return processes_naming(self.scratch)
+        """The workers' processes of this test: those whose temporary folder is `scratch`."""
+        return [pid for pid in processes_with(f"TMPDIR={self.scratch}") if "lutbuilder_agent.worker" in command(pid)]
 
     def once_a_visit_is_journaled(self, then: Callable[[int], None]) -> threading.Thread:
         """Start a thread that calls `then(child)` as soon as the child has finished a visit of the round it is in."""
         (child,) = self.children()
-        (mark,) = self.scratch.glob("*/mark")
-        journal = mark.with_name("journal")
+        journal = shared_file(child, 2)
 
         def watch() -> None:
-            wait_for(lambda: journal.exists() and journal.stat().st_size > 0)
+            wait_for(lambda: journal.stat().st_size > 0)
             then(child)
 
         thread = threading.Thread(target=watch)
@@ -114,23 +114,25 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterat
     made = Bench(tmp_path)
     made.scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(made.scratch))
+    monkeypatch.setenv("TMPDIR", str(made.scratch))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "agents")]))
     yield made
     for worker in made.workers:
         worker.close()
 
 
-def processes_naming(folder: Path) -> list[int]:
-    """Return the processes whose command line names `folder`; those that have ended do not count."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            named = os.fsencode(folder) in (process / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
-            continue
-        if named:
-            found.append(int(process.name))
-    return found
+def command(pid: int) -> str:
+    """The command line of a process, "" for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def shared_file(worker: int, number: int) -> Path:
+    """The file without a name behind a worker's n-th argument: 1 is the mark, 2 the journal."""
+    handle = command(worker).split("lutbuilder_agent.worker ")[1].split()[number]
+    return Path(f"/proc/{worker}/fd/{handle}")
 
 
 def wait_for(claim: Callable[[], bool]) -> None:
@@ -416,7 +418,7 @@ def test_close_leaves_no_process_and_no_file(bench: Bench) -> None:
     worker.prepare([bench.ready(1), bench.ready(2)])
     worker.run_round(0)
     assert len(bench.children()) == 1
-    assert len(bench.left_behind) == 1
+    assert bench.left_behind == []
     worker.close()
     worker.close()  # twice is as good as once
     assert bench.children() == []
@@ -444,18 +446,15 @@ worker.prepare([(LeasedOp(op_id="a", artifact=ref), Path(sys.argv[1]))])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_the_child_ends_with_its_parent_however_that_ends(bench: Bench, signum: signal.Signals) -> None:
     _, path = bench.ready(1)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(path)],
-        env={**os.environ, "TMPDIR": str(bench.scratch)},
-    )
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(path)])
     try:
-        wait_for(
-            lambda: any(mark.read_bytes()[:1] > b"\0" for mark in bench.scratch.glob("*/mark"))
-        )  # its op is at work
-        (child,) = bench.children()
+        wait_for(lambda: len(bench.children()) == 1)
+        mark = shared_file(bench.children()[0], 1)
+        wait_for(lambda: mark.read_bytes()[:1] > b"\0")  # it counts steps: the op is at work
         parent.send_signal(signum)
         assert parent.wait(PATIENCE_S) == -signum
         wait_for(lambda: bench.children() == [])
+        assert bench.left_behind == []
     finally:
         parent.kill()
         parent.wait()

@@ -78,7 +78,7 @@ RUNTIMES: Mapping[str, Entry] = {
     "torch-contiguous": Entry(
         "lutbuilder_agent.runtimes.torchrt:TorchRuntime", "graph", "torch", (("memory_format", "contiguous"),)
     ),
-    "simulated": Entry("lutbuilder_agent.runtimes.simulated:SimulatedRuntime", "graph"),
+    "simulated": Entry("lutbuilder_agent.runtimes.simulated:SimulatedRuntime", "graph", "simulated"),
 }
 ALIASES: Mapping[str, str] = {"torch": "torch-channels_last", "onnx": "onnxruntime", "tflite": "litert"}
 
