@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from lutbuilder import __version__
 from lutbuilder.campaign.estimates import Summary, summarise
 from lutbuilder.campaign.host import Host, hosting
 from lutbuilder.campaign.plan import campaign_ops, make_plan
 from lutbuilder.campaign.request import CollectOutcome, CollectRequest, OnProgress, StopReason
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
+from lutbuilder_agent import __version__  # one version for both distributions
 from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutNotFound
 
 if TYPE_CHECKING:

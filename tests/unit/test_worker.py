@@ -89,7 +89,7 @@ class Bench:
 
     def children(self) -> list[int]:
         """The workers' processes of this test: those whose temporary folder is `scratch`."""
-        return [pid for pid in processes_with(f"TMPDIR={self.scratch}") if "lutbuilder_agent.worker" in command(pid)]
+        return [pid for pid in processes_with(f"TMPDIR={self.scratch}") if "-m lutbuilder_agent.worker" in command(pid)]
 
     def once_a_visit_is_journaled(self, then: Callable[[int], None]) -> threading.Thread:
         """Start a thread that calls `then(child)` as soon as the child has finished a visit of the round it is in."""
@@ -131,7 +131,7 @@ def command(pid: int) -> str:
 
 def shared_file(worker: int, number: int) -> Path:
     """The file without a name behind a worker's n-th argument: 1 is the mark, 2 the journal."""
-    handle = command(worker).split("lutbuilder_agent.worker ")[1].split()[number]
+    handle = command(worker).split("-m lutbuilder_agent.worker ")[1].split()[number]
     return Path(f"/proc/{worker}/fd/{handle}")
 
 
