@@ -250,6 +250,7 @@ class Agent:
         )
         self._worker_factory = worker_factory or self._real_worker
         self._not_before_ns = 0  # where the last visit ended: a session's clock does not go back, a virtual one neither
+        self._first_instance = 0  # of the next worker: numbers are not used twice in a session
         self._cache = ArtifactCache(cache_dir)
         self._spool = Spool.open(spool_dir, warn=log.warning)
         self._exit_when_idle = exit_when_idle
@@ -380,7 +381,9 @@ class Agent:
         self._link.hang_up()
         before = self._read_conditions()
         seen = worker.run_round(number)
-        self._not_before_ns = max([self._not_before_ns, *(t.start_ns + sum(t.samples_ns) for t in seen.timings)])
+        for timing in seen.timings:
+            self._not_before_ns = max(self._not_before_ns, timing.start_ns + sum(timing.samples_ns))
+            self._first_instance = max(self._first_instance, timing.instance + 1)
         report = replace(
             in_hand.report(self._new_id(), number, seen.failures),
             timings=seen.timings,
@@ -403,7 +406,7 @@ class Agent:
     def _real_worker(self, plan: Plan) -> Rounds:
         from lutbuilder_agent.worker import Worker
 
-        return Worker(plan, not_before_ns=self._not_before_ns)
+        return Worker(plan, not_before_ns=self._not_before_ns, first_instance=self._first_instance)
 
     def _artifacts(self, lease: Lease) -> tuple[list[tuple[LeasedOp, Path]], tuple[Failure, ...]]:
         """Return each op with a file of its verified bytes, and a Failure for every op whose bytes are wrong.

@@ -65,7 +65,7 @@ class _Load:
 class _Start:
     plan: Plan
     loads: tuple[_Load, ...]
-    generation: int
+    first_instance: int
     not_before_ns: int
 
 
@@ -104,14 +104,15 @@ class Worker:
     """A running worker for one lease. Not thread-safe; use as a context manager, or call `close`.
 
     Raises MissingExtra, RuntimeUnavailable or SpecError from `prepare` if the plan's runtime does not run here: that is
-    no op's fault. No `start_ns` is below `not_before_ns`, nor below that of an earlier visit.
+    no op's fault. No `start_ns` is below `not_before_ns`, nor below that of an earlier visit. Instances are numbered
+    from `first_instance` on, anew after every respawn: a session's workers continue each other's clock and numbers.
     """
 
-    def __init__(self, plan: Plan, *, not_before_ns: int = 0) -> None:
+    def __init__(self, plan: Plan, *, not_before_ns: int = 0, first_instance: int = 0) -> None:
         self._plan = plan
         self._loads: list[_Load] = []
         self._dropped: set[OpId] = set()
-        self._generation = 0
+        self._next_instance = first_instance
         self._last_ns = not_before_ns
         self._child: _Child | None = None
 
@@ -181,9 +182,12 @@ class Worker:
             self.close()
             self._child = _Child(self._plan)
             start = _Start(
-                plan=self._plan, loads=tuple(self._loads), generation=self._generation, not_before_ns=self._last_ns
+                plan=self._plan,
+                loads=tuple(self._loads),
+                first_instance=self._next_instance,
+                not_before_ns=self._last_ns,
             )
-            self._generation += 1
+            self._next_instance += self._plan.instances
             answer, culprit = self._child.load(start)
             if isinstance(answer, _Refused):
                 self.close()
@@ -334,7 +338,7 @@ class _Bench:
 
         self._plan = start.plan
         self._runtime = runtime
-        self._first_instance = start.generation * start.plan.instances
+        self._first_instance = start.first_instance
         self._shift_ns = max(0, start.not_before_ns - runtime.now_ns())  # a restarted virtual clock goes on, not back
         self._mark = mark
         self._steps = 0

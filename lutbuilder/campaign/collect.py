@@ -49,9 +49,9 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
         options=(*device.options, *request.runtime_options),
     )
     try:
-        with hosting(
-            device, runtime, listen=request.listen, state_dir=request.state_dir, on_progress=on_progress
-        ) as host:
+        # An agent elsewhere keeps dialling the address it was given, so a repeated command must listen there again.
+        listen = request.listen or ("127.0.0.1:0" if device.local else "127.0.0.1:7070")
+        with hosting(device, runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress) as host:
             agent = host.find_agent(device, runtime, wait_s=request.wait_s)
             target = Target(
                 device=silicon(agent.fingerprint, runtime, dict(plan.options)),

@@ -34,7 +34,7 @@ class CollectRequest:
     seed: int = 0
     luts: Path = Path("luts")
     state_dir: Path | None = None  # None: $LUTBUILDER_STATE, else the user's state folder
-    listen: str = "127.0.0.1:0"  # where the coordinator listens for agents
+    listen: str | None = None  # HOST:PORT for agents; None: any port for this machine, 127.0.0.1:7070 for another
     wait_s: float | None = None  # how long to wait for an agent of a device that is not this machine; None: for ever
     again: bool = False  # measure once more even if the table already has every op at the wanted precision
     new_conditions: bool = False  # conditions changed since the newest version: start anew, do not refuse

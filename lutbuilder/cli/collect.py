@@ -45,8 +45,13 @@ def collect(
         typer.Option(help="How long to wait for an agent of another machine [default: for ever].", show_default=False),
     ] = None,
     listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where agents dial in; loopback only; port 0: any.")
-    ] = "127.0.0.1:0",
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where agents dial in [default: any free port; 127.0.0.1:7070 for another machine].",
+            show_default=False,
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure once more what is precise already.")] = False,
     cache: Annotated[
         str | None, typer.Option(help="hot, rotating or flushed [default: the runtime's].", show_default=False)
@@ -98,7 +103,7 @@ def collect(
             seed=whole(seed, option="--seed", least=0, most=(1 << 63) - 1),
             luts=luts,
             state_dir=state_dir,
-            listen=listen_address(listen, option="--listen"),
+            listen=None if listen is None else listen_address(listen, option="--listen"),
             wait_s=None if wait is None else duration_s(wait, option="--wait", zero=True),
             again=again,
             new_conditions=new_conditions,

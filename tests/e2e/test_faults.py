@@ -6,8 +6,10 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,11 @@ def test_a_worker_that_is_killed_costs_no_op_and_no_round(desk: Desk) -> None:
     assert ended.status == 0, ended.err
     assert (ended.json["n_measured"], ended.json["n_failed"]) == (70, 0)
     assert "the agent ended" not in ended.err
+    visits = [visit.timing for visit in desk.visits()]
     assert len({visit.session_id for visit in desk.visits()}) == 1
+    starts = [[visit.start_ns for visit in visits if visit.round == n] for n in {visit.round for visit in visits}]
+    for before, after in pairwise(starts):
+        assert max(before) < min(after), "the session's clock goes on over every new worker"
     assert_final(desk)
     assert desk.processes() == []
 
@@ -232,3 +238,33 @@ def test_two_agents_never_share_a_folder(tmp_path: Path) -> None:
     finally:
         for one in (first, second, third):
             one.stop()
+
+
+STARTER = """
+import os, signal, sys
+from pathlib import Path
+from lutbuilder.coordinator.embedded import EmbeddedAgent
+from tests.desk import processes_with
+
+EmbeddedAgent(coordinator="127.0.0.1:1", runtime="simulated", folder=Path(sys.argv[1])).start()
+(agent,) = [pid for pid in processes_with("TMPDIR=" + os.environ["TMPDIR"]) if pid != os.getpid()]
+os.kill(agent, signal.SIGSTOP)
+print(agent, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_folder_is_free_only_when_the_agent_of_a_killed_command_has_ended_too(desk: Desk) -> None:
+    folder = desk.folder / "agent"
+    started = subprocess.run(
+        [sys.executable, "-c", STARTER, str(folder)], env=desk.env, capture_output=True, text=True, check=True
+    )
+    agent = EmbeddedAgent(coordinator="127.0.0.1:1", runtime="simulated", folder=folder, lock_s=0.0)
+    try:
+        with pytest.raises(StoreError, match="another lutbuilder measures with"):
+            agent.start()
+        assert kill(int(started.stdout))
+        desk.wait_for(lambda: desk.processes() == [])
+        agent.start()
+    finally:
+        agent.stop()

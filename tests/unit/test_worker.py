@@ -19,9 +19,11 @@ from lutbuilder.lower import lower, lower_network
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import MissingExtra, RuntimeUnavailable, SpecError
 from lutbuilder_agent.graph import LayerGraph
-from lutbuilder_agent.records import ArtifactRef, LeasedOp, Plan, Timing
+from lutbuilder_agent.records import ArtifactRef, Lease, LeasedOp, Plan, Timing
 from lutbuilder_agent.runtimes.simulated import true_ns
+from lutbuilder_agent.session import Agent
 from lutbuilder_agent.worker import RoundResult, Worker
+from tests.agent_fakes import FINGERPRINT, RUNTIMES, FakeCoordinator
 from tests.desk import processes_with
 
 PATIENCE_S = 30.0
@@ -354,6 +356,41 @@ def test_no_visit_starts_before_the_time_a_worker_was_given(bench: Bench) -> Non
     with Worker(Plan(runtime="simulated", min_block_ns=0), not_before_ns=5_000_000_000) as worker:
         worker.prepare([bench.ready(1)])
         assert worker.run_round(0).timings[0].start_ns >= 5_000_000_000
+
+
+def test_the_workers_of_a_session_continue_each_others_clock_and_numbers(bench: Bench) -> None:
+    ops = [bench.ready(n) for n in (1, 2)]
+    leases = [
+        Lease(
+            lease_id=f"lease-{number}",
+            epoch=number,
+            campaign_id="campaign",
+            ops=tuple(leased for leased, _ in ops),
+            plan=Plan(runtime="simulated", instances=2, min_block_ns=100_000),
+            first_round=3 * number,
+            rounds=3,
+            ttl_s=30.0,
+        )
+        for number in range(3)
+    ]
+    artifacts = {leased.artifact.sha256: path.read_bytes() for leased, path in ops}
+    coordinator = FakeCoordinator(leases=list(leases), artifacts=artifacts)
+    agent = Agent(
+        coordinator.connect,
+        name="me",
+        cache_dir=bench.folder / "cache",
+        spool_dir=bench.folder / "spool",
+        fingerprint=FINGERPRINT,
+        runtimes=RUNTIMES,
+        exit_when_idle=True,
+    )
+    assert agent.run() == 0
+    assert coordinator.rounds == list(range(9))
+    timings = [timing for report in coordinator.reports.values() for timing in report.timings]
+    starts = [timing.start_ns for timing in timings]
+    assert starts == sorted(starts)
+    numbers = [timing.instance for timing in timings if timing.op_id == op(1).op_id]
+    assert numbers == [0, 1, 0, 2, 3, 2, 4, 5, 4]
 
 
 def test_after_a_respawn_dropped_ops_stay_away(bench: Bench) -> None:
