@@ -6,7 +6,8 @@ PROTOS  := .venv-protos
 NODE    := .venv-buf
 JOBS    ?= 2
 RUNTIME ?= onnxruntime
-COLLECT ?= --device cpu --runtime $(RUNTIME)
+# A table in luts/ may be of a like machine set up differently: this machine then starts a version of its own.
+COLLECT ?= --device cpu --runtime $(RUNTIME) --new-conditions
 PIP     := -m pip install --quiet --disable-pip-version-check
 
 GRPCIO_TOOLS := $(shell sed -n 's/^PIN = "\(.*\)"/\1/p' tools/make_protos.py)

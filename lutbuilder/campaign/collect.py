@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
     from lutbuilder.lut import Lut, LutMeta, Row
     from lutbuilder.op import OpSpec
-    from lutbuilder_agent.records import Fingerprint
+    from lutbuilder_agent.records import Fingerprint, Plan
 
 
 def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
@@ -62,7 +62,11 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
             )
             base = newest(target.lut_name, request.luts)
             env_id = agent.fingerprint.env_id
-            fresh = base is None or (request.new_conditions and base.meta.fingerprint.env_id != env_id)
+            version = runtime_version(agent, runtime)
+            # Rows of another environment, engine version or way of timing say nothing about this machine as it is now.
+            fresh = base is None or _conditions(
+                base.meta.fingerprint.env_id, base.meta.runtime_version, base.meta.plan
+            ) != (_conditions(env_id, version, plan))
             wanted = space.ops() if request.again or fresh else missing(space.ops(), base, request.precision)
             if base is not None and not wanted:
                 keep_samples(host.store, base)
@@ -72,7 +76,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
                 target=target,
                 plan=plan,
                 env_id=env_id,
-                runtime_version=runtime_version(agent, runtime),
+                runtime_version=version,
                 ops=campaign_ops(space.ops(), wanted),
                 budget_s=request.budget_s,
                 precision=request.precision,
@@ -130,6 +134,10 @@ def silicon(fingerprint: Fingerprint, runtime: str, options: Mapping[str, str]) 
     if options.get("device") == "cuda" and gpu:
         return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return fingerprint.device
+
+
+def _conditions(env_id: str, version: str, plan: Plan) -> tuple[str, str, Plan]:
+    return env_id, version, replace(plan, seed=0, instances=1)
 
 
 def check_poolable(base: Lut | None, spec: CampaignSpec, agent: AgentState, *, new_conditions: bool) -> None:
@@ -190,7 +198,7 @@ def pooled(store: Store, spec: CampaignSpec) -> Pool:
         if campaign.rounds
         and (campaign.spec.target, campaign.spec.env_id, campaign.spec.runtime_version)
         == (spec.target, spec.env_id, spec.runtime_version)
-        and replace(campaign.spec.plan, seed=0, instances=1) == replace(spec.plan, seed=0, instances=1)
+        and _conditions("", "", campaign.spec.plan) == _conditions("", "", spec.plan)
     ]
     ids = tuple(campaign.campaign_id for campaign in campaigns)
     return Pool(
