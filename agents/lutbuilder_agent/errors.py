@@ -23,6 +23,7 @@
     |   +-- LutTooNew           written by a newer schema
     |   +-- LutConflict         two targets, fingerprints or batch sizes that must not be pooled
     |   +-- LutNotWritable      read-only folder, disk full while publishing
+    |   +-- LutNoisy            measured too badly to be published unmarked; --accept-noisy marks it
     |   +-- OpNotInLut          the table has no row for an op; never answered with 0
     +-- Interrupted             Ctrl-C; what was acknowledged is kept
 
@@ -143,6 +144,11 @@ class LutConflict(LutError):
 class LutNotWritable(LutError):
     code = "lut_not_writable"
     exit_status = 73
+
+
+class LutNoisy(LutError):
+    code = "lut_noisy"
+    exit_status = 65
 
 
 class OpNotInLut(LutError, KeyError):

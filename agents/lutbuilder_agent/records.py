@@ -141,8 +141,9 @@ class Lease:
 class Timing:
     """What one visit saw: raw samples in ns per call, never only a mean.
 
-    `preempted` lists positions in `samples_ns` during which the core was lost (kept, counted, left out of medians).
-    `order` is the visit's place in its round; `instance` numbers preparations within the session.
+    `preempted` lists positions in `samples_ns` during which the core was lost, `throttled` those from the pass on in
+    which the device's throttle counters moved; None: the device has no such counters. Both kinds are kept, counted, and
+    left out of medians. `order` is the visit's place in its round; `instance` numbers preparations within the session.
     """
 
     op_id: OpId
@@ -153,6 +154,7 @@ class Timing:
     warmup_ns: tuple[int, ...]
     samples_ns: tuple[int, ...]
     preempted: tuple[int, ...] = ()
+    throttled: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_name("op_id", self.op_id)
@@ -165,8 +167,15 @@ class Timing:
             values = getattr(self, name)
             if any(type(ns) is not int or not 0 < ns < _MAX_NS for ns in values):
                 raise SpecError(f"{name} must be positive integers, got {values[:3]}")
-        if any(type(i) is not int or not 0 <= i < len(self.samples_ns) for i in self.preempted):
-            raise SpecError(f"preempted must be positions in samples_ns, got {self.preempted[:3]}")
+        for name in ("preempted", "throttled"):
+            positions = getattr(self, name) or ()
+            if any(type(i) is not int or not 0 <= i < len(self.samples_ns) for i in positions):
+                raise SpecError(f"{name} must be positions in samples_ns, got {positions[:3]}")
+
+    @property
+    def disturbed(self) -> tuple[int, ...]:
+        """Positions in `samples_ns` that medians leave out: preempted or throttled, each once."""
+        return tuple(sorted({*self.preempted, *(self.throttled or ())}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,15 +211,24 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeReport:
-    """One runtime as probed on this device in a subprocess: `version` if it runs, else why not and what to type."""
+    """One runtime as probed on this device in a subprocess: `version` if it runs, else why not and what to type.
+
+    What one reading of its clock costs and the smallest step that clock makes are measured by the probe; None: they
+    were not (an older agent, or the runtime does not run).
+    """
 
     name: str
     version: str = ""
     available: bool = True
     reason: str = ""
+    timer_overhead_ns: int | None = None
+    timer_quantum_ns: int | None = None
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
+        for name in ("timer_overhead_ns", "timer_quantum_ns"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 0, _MAX_NS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

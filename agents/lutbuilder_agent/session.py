@@ -59,7 +59,7 @@ log = logging.getLogger("lutbuilder_agent")
 
 _T = TypeVar("_T")
 _EXIT_WAIT_S = 0.2  # how long an agent that ends when idle waits for work before it believes there is none
-_MAX_SAMPLES = 400_000  # of one report: at most 9 bytes each on the wire, which takes 4 MiB
+_MAX_SAMPLES = 250_000  # of one report: at most 15 bytes each, positions included, on a wire that takes 4 MiB
 _ROUND_BYTES = 1 << 16  # room asked of the spool before the first round, when no round's size is known yet
 _LOAD_S = 0.5  # generous time to load one instance, for the silence announced before a lease's first round
 _LOG_EVERY_S = 60.0
@@ -406,6 +406,9 @@ class Agent:
     def _real_worker(self, plan: Plan) -> Rounds:
         from lutbuilder_agent.worker import Worker
 
+        if ("session", "own") in plan.options:  # of the simulated device: nothing else tells it whose worker it is
+            own = {"session": f"{self._hello.name}-{self._known_session().epoch}", "clock_ns": str(self._not_before_ns)}
+            plan = replace(plan, options=tuple(sorted({**dict(plan.options), **own}.items())))
         return Worker(plan, not_before_ns=self._not_before_ns, first_instance=self._first_instance)
 
     def _artifacts(self, lease: Lease) -> tuple[list[tuple[LeasedOp, Path]], tuple[Failure, ...]]:

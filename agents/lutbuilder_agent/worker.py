@@ -67,6 +67,7 @@ class _Start:
     loads: tuple[_Load, ...]
     first_instance: int
     not_before_ns: int
+    sysroot: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +107,14 @@ class Worker:
     Raises MissingExtra, RuntimeUnavailable or SpecError from `prepare` if the plan's runtime does not run here: that is
     no op's fault. No `start_ns` is below `not_before_ns`, nor below that of an earlier visit. Instances are numbered
     from `first_instance` on, anew after every respawn: a session's workers continue each other's clock and numbers.
+    Throttle counters are read below `sysroot`.
     """
 
-    def __init__(self, plan: Plan, *, not_before_ns: int = 0, first_instance: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, *, not_before_ns: int = 0, first_instance: int = 0, sysroot: Path = Path("/")
+    ) -> None:
         self._plan = plan
+        self._sysroot = sysroot
         self._loads: list[_Load] = []
         self._dropped: set[OpId] = set()
         self._next_instance = first_instance
@@ -186,6 +191,7 @@ class Worker:
                 loads=tuple(self._loads),
                 first_instance=self._next_instance,
                 not_before_ns=self._last_ns,
+                sysroot=str(self._sysroot),
             )
             self._next_instance += self._plan.instances
             answer, culprit = self._child.load(start)
@@ -334,10 +340,13 @@ class _Bench:
     """The child's state: the runtime and everything it has loaded."""
 
     def __init__(self, start: _Start, runtime: Runtime, mark: mmap.mmap, journal: io.FileIO) -> None:
-        from lutbuilder_agent.timing import make_flush
+        from lutbuilder_agent.throttle import throttle_counters
+        from lutbuilder_agent.timing import make_flush, timer_facts
 
         self._plan = start.plan
         self._runtime = runtime
+        self._least_block_ns = timer_facts(runtime.now_ns).least_block_ns
+        self._throttle = throttle_counters(Path(start.sysroot))
         self._first_instance = start.first_instance
         self._shift_ns = max(0, start.not_before_ns - runtime.now_ns())  # a restarted virtual clock goes on, not back
         self._mark = mark
@@ -388,7 +397,7 @@ class _Bench:
         return _RoundDone(round_ns=self._runtime.now_ns() - started_ns, timed_ns=timed_ns)
 
     def _visit(self, unit: Sequence[_Ready], *, round: int, order: int) -> list[Timing]:
-        from lutbuilder_agent.timing import time_train
+        from lutbuilder_agent.timing import preemptions, preemptions_of_all_threads, time_train
 
         chosen = [ready.visits % len(ready.instances) for ready in unit]
         blocks = time_train(
@@ -396,7 +405,12 @@ class _Bench:
             self._plan,
             now_ns=self._runtime.now_ns,
             on_call=lambda i: self._step(unit[i].index),
+            lost_core=preemptions if self._plan.threads == 1 else preemptions_of_all_threads,
+            throttle=None if self._throttle is None else self._throttle.read,
             flush=self._flush,
+            least_ns=self._least_block_ns,
+            # A small network finds its weights where larger ones have been: two or three calls bring them back.
+            warm_up_ns=self._plan.min_block_ns if unit[0].op.solo else 0,
         )
         for ready in unit:
             ready.visits += 1
@@ -410,6 +424,7 @@ class _Bench:
                 warmup_ns=block.warmup_ns,
                 samples_ns=block.samples_ns,
                 preempted=block.preempted,
+                throttled=block.throttled,
             )
             for i, (ready, k, block) in enumerate(zip(unit, chosen, blocks, strict=True))
         ]

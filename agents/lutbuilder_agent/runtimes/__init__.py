@@ -61,12 +61,16 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a runtime lives, the artifact format it takes, and the extra of lutbuilder-agent that installs it."""
+    """Where a runtime lives, the artifact format it takes, and the extra of lutbuilder-agent that installs it.
+
+    `has_caches`: what ran before a call changes how long it takes, as on every real machine.
+    """
 
     path: str
     format: Format
     extra: str | None = None
     options: tuple[tuple[str, str], ...] = ()
+    has_caches: bool = True
 
 
 RUNTIMES: Mapping[str, Entry] = {
@@ -78,7 +82,7 @@ RUNTIMES: Mapping[str, Entry] = {
     "torch-contiguous": Entry(
         "lutbuilder_agent.runtimes.torchrt:TorchRuntime", "graph", "torch", (("memory_format", "contiguous"),)
     ),
-    "simulated": Entry("lutbuilder_agent.runtimes.simulated:SimulatedRuntime", "graph", "simulated"),
+    "simulated": Entry("lutbuilder_agent.runtimes.simulated:SimulatedRuntime", "graph", "simulated", has_caches=False),
 }
 ALIASES: Mapping[str, str] = {"torch": "torch-channels_last", "onnx": "onnxruntime", "tflite": "litert"}
 

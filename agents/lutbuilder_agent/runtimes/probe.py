@@ -1,8 +1,8 @@
 """Probing: does a runtime run here? Asked in a process of its own, since some engines abort where they cannot work.
 
 `python -m lutbuilder_agent.runtimes.probe NAME [OPTION=VALUE ...]` loads the runtime, runs one 8x8 op, compares its
-output with the reference and prints one JSON line. `probe` starts that process and makes a RuntimeReport of whatever
-happens.
+output with the reference, looks at the clock the runtime is timed with, and prints one JSON line. `probe` starts that
+process and makes a RuntimeReport of whatever happens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 
 from lutbuilder_agent.errors import LutbuilderError, RuntimeUnavailable
 from lutbuilder_agent.graph import Layer, LayerGraph
@@ -50,10 +51,16 @@ def probe(name: str, timeout_s: float = 60.0, *, options: Mapping[str, str] | No
         return _unavailable(canonical, f"signal {-ended.returncode}", last_words)
     try:
         answer = json.loads(_last_line(ended.stdout))
-        version, reason = str(answer["version"]), str(answer["reason"])
+        return RuntimeReport(
+            name=canonical,
+            version=str(answer["version"]),
+            available=not answer["reason"],
+            reason=str(answer["reason"]),
+            timer_overhead_ns=answer["timer_overhead_ns"],
+            timer_quantum_ns=answer["timer_quantum_ns"],
+        )
     except (ValueError, TypeError, KeyError):
         return _unavailable(canonical, f"exit status {ended.returncode} without an answer", last_words)
-    return RuntimeReport(name=canonical, version=version, available=not reason, reason=reason)
 
 
 def probe_all(names: Iterable[str]) -> tuple[RuntimeReport, ...]:
@@ -73,21 +80,32 @@ def main(arguments: Sequence[str]) -> int:
     """Probe inside this process and print the answer; the exit status is 0 whenever there is an answer."""
     name, *settings = arguments
     options = dict(setting.split("=", 1) for setting in settings)
-    version, reason = "", ""
+    reason = ""
+    found = _Found()
     try:
-        version = _run_once(name, options)
+        found = _run_once(name, options)
     except LutbuilderError as error:
         reason = str(error)
     except Exception as error:  # an engine may raise anything, and whatever it is, it is the answer
         reason = f"{type(error).__name__}: {error}"
-    print(json.dumps({"version": version, "reason": reason}))
+    print(json.dumps({**asdict(found), "reason": reason}))
     return 0
 
 
-def _run_once(name: str, options: Mapping[str, str]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a runtime that runs says of itself, and of its clock."""
+
+    version: str = ""
+    timer_overhead_ns: int | None = None
+    timer_quantum_ns: int | None = None
+
+
+def _run_once(name: str, options: Mapping[str, str]) -> _Found:
     import numpy as np
 
     from lutbuilder_agent.reference import evaluate, example_input
+    from lutbuilder_agent.timing import timer_facts
 
     runtime = load(name, threads=1, options=options)
     prepared = runtime.prepare(probe_artifact(runtime.format), instance=0)
@@ -96,7 +114,8 @@ def _run_once(name: str, options: Mapping[str, str]) -> str:
     if not worst <= _TOLERANCE:
         raise RuntimeUnavailable(f"runtime {name!r} gives wrong output here: off by {worst:g} from the reference")
     prepared.timed_call()
-    return runtime.version()
+    timer = timer_facts(runtime.now_ns)
+    return _Found(runtime.version(), timer.overhead_ns, timer.quantum_ns)
 
 
 def _unavailable(name: str, what: str, last_words: str = "") -> RuntimeReport:

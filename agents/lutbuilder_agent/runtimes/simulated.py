@@ -9,16 +9,18 @@ and is read through a timer of `quantum_ns`. Options, all strings (defaults in O
     overhead_ns               cost of an empty call, part of every true latency
     speed                     divides the cost of every layer
     noise_sigma, noise_rho    AR(1) noise of the log latency: standard deviation, correlation from one call to the next
+    noise_spread              standard deviation of the log of how noisy a graph is, around noise_sigma
     clock_ratio               bimodal clock: calls in slow mode take this times as long (1: one mode)
     clock_dwell_s             mean stay in a mode, in virtual seconds
-    session                   name of the session; another one draws another session effect and other noise
+    session                   name of the session; another one draws another session effect and other noise. own: an
+                              agent names it by itself and its session, and draws other noise in every lease
     session_sigma             standard deviation of the log session effect, common to all ops of a session
     instance_sigma            standard deviation of the log effect of one preparation of one graph
     throttle                  slowdown at full heat (0.3: calls take 30 % longer), grown linearly from the start
     throttle_ramp_s           virtual seconds until full heat
     quantum_ns                resolution of the timer
     seed                      what all randomness comes from
-    clock_ns                  the virtual clock's first reading
+    clock_ns                  the virtual clock's first reading; from another one on, noise is other noise
     realtime                  1: calls also sleep for their duration, and now_ns is the host's clock
     crash, hang               prefixes of graph keys, comma separated: a timed call dies of SIGSEGV, or never returns
     unsupported               the same: preparing raises UnsupportedOp
@@ -52,6 +54,7 @@ OPTIONS: Mapping[str, str] = {
     "speed": "1",
     "noise_sigma": "0.01",
     "noise_rho": "0.5",
+    "noise_spread": "0",
     "clock_ratio": "1",
     "clock_dwell_s": "1",
     "session": "0",
@@ -121,8 +124,9 @@ class _VirtualClock:
             return float(options[name])
 
         session_rng = _rng(options, "session")
-        self._noise_rng = _rng(options, "noise")
-        self._mode_rng = _rng(options, "mode")
+        since = () if options["clock_ns"] == "0" else (options["clock_ns"],)
+        self._noise_rng = _rng(options, "noise", *since)
+        self._mode_rng = _rng(options, "mode", *since)
         self._start_ns = self.now_ns = number("clock_ns")
         self._session_effect = number("session_sigma") * session_rng.standard_normal()
         self._noise_sigma, self._rho = number("noise_sigma"), number("noise_rho")
@@ -134,14 +138,18 @@ class _VirtualClock:
         self._throttle, self._ramp_ns = number("throttle"), number("throttle_ramp_s") * 1e9
         self._quantum_ns = int(number("quantum_ns"))
 
-    def advance(self, base_ns: float) -> tuple[float, int]:
-        """Let a call pass that takes `base_ns` undisturbed; return how long it took and what the timer read, in ns."""
+    def advance(self, base_ns: float, noisiness: float) -> tuple[float, int]:
+        """Let a call pass that takes `base_ns` undisturbed; return how long it took and what the timer read, in ns.
+
+        `noisiness` multiplies the noise.
+        """
         while self.now_ns >= self._switch_ns:
             self._mode = 1 - self._mode
             self._switch_ns += self._mode_rng.exponential(self._dwell_ns)
         innovation = self._noise_rng.standard_normal()
         self._noise = self._rho * self._noise + math.sqrt(1.0 - self._rho**2) * innovation
-        log_slowdown = self._session_effect + self._log_modes[self._mode] + self._noise_sigma * self._noise
+        log_slowdown = self._session_effect + self._log_modes[self._mode]
+        log_slowdown += self._noise_sigma * noisiness * self._noise
         ramp = 1.0 + self._throttle * min(1.0, (self.now_ns - self._start_ns) / self._ramp_ns)
         took_ns = base_ns * math.exp(log_slowdown) * ramp
         ticks_before = self.now_ns // self._quantum_ns
@@ -160,6 +168,8 @@ class _Simulated:
         self._crashes = _selected(graph, options["crash"])
         self._hangs = _selected(graph, options["hang"])
         effect = _rng(options, "instance", graph.key, str(instance)).standard_normal()
+        noisiness = _rng({**options, "session": ""}, "noisiness", graph.key).standard_normal()
+        self._noisiness = math.exp(float(options["noise_spread"]) * noisiness)
         self._base_ns = true_ns(graph, options) * math.exp(float(options["instance_sigma"]) * effect)
 
     def timed_call(self) -> int:
@@ -168,7 +178,7 @@ class _Simulated:
             os.kill(os.getpid(), signal.SIGSEGV)
         while self._hangs:
             time.sleep(3600)
-        took_ns, read_ns = clock.advance(self._base_ns)
+        took_ns, read_ns = clock.advance(self._base_ns, self._noisiness)
         if self._realtime:
             time.sleep(took_ns / 1e9)
         return read_ns

@@ -90,13 +90,25 @@ def fingerprint_from_proto(message: measure_pb2.Fingerprint) -> Fingerprint:
 @_refusing("RuntimeReport")
 def runtime_report_to_proto(report: RuntimeReport) -> measure_pb2.RuntimeReport:
     return measure_pb2.RuntimeReport(
-        name=report.name, version=report.version, available=report.available, reason=report.reason
+        name=report.name,
+        version=report.version,
+        available=report.available,
+        reason=report.reason,
+        timer_overhead_ns=report.timer_overhead_ns,
+        timer_quantum_ns=report.timer_quantum_ns,
     )
 
 
 @_refusing("RuntimeReport")
 def runtime_report_from_proto(message: measure_pb2.RuntimeReport) -> RuntimeReport:
-    return RuntimeReport(name=message.name, version=message.version, available=message.available, reason=message.reason)
+    return RuntimeReport(
+        name=message.name,
+        version=message.version,
+        available=message.available,
+        reason=message.reason,
+        timer_overhead_ns=message.timer_overhead_ns if message.HasField("timer_overhead_ns") else None,
+        timer_quantum_ns=message.timer_quantum_ns if message.HasField("timer_quantum_ns") else None,
+    )
 
 
 @_refusing("Conditions")
@@ -238,6 +250,7 @@ def timing_to_proto(timing: Timing) -> measure_pb2.Timing:
         warmup_ns=timing.warmup_ns,
         samples_ns=timing.samples_ns,
         preempted=timing.preempted,
+        throttled=None if timing.throttled is None else measure_pb2.Positions(at=timing.throttled),
     )
 
 
@@ -252,6 +265,7 @@ def timing_from_proto(message: measure_pb2.Timing) -> Timing:
         warmup_ns=tuple(message.warmup_ns),
         samples_ns=tuple(message.samples_ns),
         preempted=tuple(message.preempted),
+        throttled=tuple(message.throttled.at) if message.HasField("throttled") else None,
     )
 
 

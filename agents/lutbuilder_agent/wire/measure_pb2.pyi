@@ -80,16 +80,20 @@ class Conditions(_message.Message):
     def __init__(self, monotonic_ns: _Optional[int] = ..., load_1min: _Optional[float] = ..., cpu_mhz: _Optional[float] = ..., temperature_c: _Optional[float] = ..., throttle_count: _Optional[int] = ..., steal_s: _Optional[float] = ...) -> None: ...
 
 class RuntimeReport(_message.Message):
-    __slots__ = ("name", "version", "available", "reason")
+    __slots__ = ("name", "version", "available", "reason", "timer_overhead_ns", "timer_quantum_ns")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    TIMER_OVERHEAD_NS_FIELD_NUMBER: _ClassVar[int]
+    TIMER_QUANTUM_NS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     available: bool
     reason: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., reason: _Optional[str] = ...) -> None: ...
+    timer_overhead_ns: int
+    timer_quantum_ns: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., available: bool = ..., reason: _Optional[str] = ..., timer_overhead_ns: _Optional[int] = ..., timer_quantum_ns: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("runtime", "threads", "cache", "instances", "min_calls", "warmup_calls", "min_block_ns", "max_calls", "op_timeout_ns", "seed", "options", "train_ops")
@@ -141,8 +145,14 @@ class LeasedOp(_message.Message):
     solo: bool
     def __init__(self, op_id: _Optional[str] = ..., artifact: _Optional[_Union[ArtifactRef, _Mapping]] = ..., every: _Optional[int] = ..., solo: bool = ...) -> None: ...
 
+class Positions(_message.Message):
+    __slots__ = ("at",)
+    AT_FIELD_NUMBER: _ClassVar[int]
+    at: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, at: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Timing(_message.Message):
-    __slots__ = ("op_id", "round", "order", "instance", "start_ns", "warmup_ns", "samples_ns", "preempted")
+    __slots__ = ("op_id", "round", "order", "instance", "start_ns", "warmup_ns", "samples_ns", "preempted", "throttled")
     OP_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +161,7 @@ class Timing(_message.Message):
     WARMUP_NS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_NS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTED_FIELD_NUMBER: _ClassVar[int]
+    THROTTLED_FIELD_NUMBER: _ClassVar[int]
     op_id: str
     round: int
     order: int
@@ -159,7 +170,8 @@ class Timing(_message.Message):
     warmup_ns: _containers.RepeatedScalarFieldContainer[int]
     samples_ns: _containers.RepeatedScalarFieldContainer[int]
     preempted: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, op_id: _Optional[str] = ..., round: _Optional[int] = ..., order: _Optional[int] = ..., instance: _Optional[int] = ..., start_ns: _Optional[int] = ..., warmup_ns: _Optional[_Iterable[int]] = ..., samples_ns: _Optional[_Iterable[int]] = ..., preempted: _Optional[_Iterable[int]] = ...) -> None: ...
+    throttled: Positions
+    def __init__(self, op_id: _Optional[str] = ..., round: _Optional[int] = ..., order: _Optional[int] = ..., instance: _Optional[int] = ..., start_ns: _Optional[int] = ..., warmup_ns: _Optional[_Iterable[int]] = ..., samples_ns: _Optional[_Iterable[int]] = ..., preempted: _Optional[_Iterable[int]] = ..., throttled: _Optional[_Union[Positions, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("op_id", "round", "reason", "detail")

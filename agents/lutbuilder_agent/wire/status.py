@@ -37,6 +37,7 @@ STATUS: Mapping[str, str] = {  # error code -> name of a grpc.StatusCode
     "lut_too_new": "FAILED_PRECONDITION",
     "lut_conflict": "FAILED_PRECONDITION",
     "lut_not_writable": "FAILED_PRECONDITION",
+    "lut_noisy": "FAILED_PRECONDITION",
     "op_not_in_lut": "NOT_FOUND",
     "interrupted": "CANCELLED",
 }
