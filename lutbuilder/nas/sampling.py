@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from lutbuilder.nas.compiled import CompiledSpace, Floats, FunctionTable, compil
 from lutbuilder_agent.errors import SpecError
 
 Archs = NDArray[np.int16]
+Accept = Callable[[Sequence[int]], bool]  # asked of one arch after the other; the first it accepts is taken
 _DRAWS = 64  # archs drawn for one wanted cost; the nearest is kept
 _REDRAWS = 50  # each a little less tilted, so that even the rare archs at either end are found unused
 _BISECTIONS = 60
@@ -30,12 +32,17 @@ _GENERATIONS = 60
 _MUTATION = 0.1
 
 
-def spread_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) -> Archs:
+def _any(arch: Sequence[int]) -> bool:
+    return True
+
+
+def spread_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator, accept: Accept = _any) -> Archs:
     """Return `n` different random archs whose predicted costs fill the range from the cheapest to the dearest evenly.
 
     One arch a stratum of equal width: the nearest to a random cost within it among archs drawn with every choice
-    weighted by exp(-rate * cost), the rate set so that the mean is that cost. Canonical encodings, shape
-    (n, n_variables), cheapest stratum first. Raises SpecError if the space has fewer archs.
+    weighted by exp(-rate * cost), the rate set so that the mean is that cost. Archs that `accept` refuses (they were
+    used elsewhere) are passed over. Canonical encodings, shape (n, n_variables), cheapest stratum first. Raises
+    SpecError if the space has fewer archs.
     """
     _check_count(compiled, n)
     low, high = compiled.min_over(), compiled.max_over()
@@ -48,7 +55,7 @@ def spread_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) -> A
         for redraw in range(_REDRAWS):
             pool = tilt.draw(rng, _DRAWS, rate=rate * 0.9**redraw) if listed is None else listed
             nearest = np.argsort(np.abs(compiled.predict(pool) - wanted), kind="stable")
-            if _take_first(pool[nearest], compiled, chosen):
+            if _take_first(pool[nearest], compiled, chosen, accept):
                 break
         else:
             raise SpecError(
@@ -58,12 +65,13 @@ def spread_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) -> A
     return np.array(list(chosen), dtype=np.int16)
 
 
-def searched_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) -> Archs:
+def searched_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator, accept: Accept = _any) -> Archs:
     """Return `n` different archs as a search would pick them: the lowest predicted cost at no fewer MACs than a floor.
 
     The floors divide the space's range of MACs evenly, its outer twentieths left out; for each an evolutionary search
-    runs. These are the archs whose prediction is most optimistic for their size. Canonical encodings, shape
-    (n, n_variables), lowest floor first. Raises SpecError if the space has too few archs above a floor.
+    runs. These are the archs whose prediction is most optimistic for their size. Archs that `accept` refuses are
+    passed over for the next best. Canonical encodings, shape (n, n_variables), lowest floor first. Raises SpecError if
+    the space has too few archs above a floor.
     """
     _check_count(compiled, n)
     table = FunctionTable(name="macs", cost=lambda op: float(lower(op).macs))
@@ -75,7 +83,7 @@ def searched_archs(compiled: CompiledSpace, n: int, rng: np.random.Generator) ->
         floor = low + (0.05 + 0.9 * (number + 0.5) / n) * (high - low)
         start = tilt.draw(rng, _POPULATION, rate=tilt.rate(floor + 0.05 * (high - floor)))
         best = _evolve(start, compiled, macs, floor, rng)
-        if not _take_first(best[macs.predict(best) >= floor], compiled, chosen):
+        if not _take_first(best[macs.predict(best) >= floor], compiled, chosen, accept):
             raise SpecError(
                 f"no unused arch of {compiled.space.name!r} with {floor:.4g} MACs or more after {number} of {n}; "
                 f"ask for fewer"
@@ -174,10 +182,10 @@ def _ranked(archs: Archs, compiled: CompiledSpace, macs: CompiledSpace, floor: f
     return unique[np.lexsort((costs, lacking))][:_POPULATION]
 
 
-def _take_first(archs: Archs, compiled: CompiledSpace, chosen: dict[tuple[int, ...], None]) -> bool:
-    """Add the first feasible arch that is not chosen yet to `chosen`; say whether there was one."""
+def _take_first(archs: Archs, compiled: CompiledSpace, chosen: dict[tuple[int, ...], None], accept: Accept) -> bool:
+    """Add the first feasible and accepted arch that is not chosen yet to `chosen`; say whether there was one."""
     for row in archs[np.isfinite(compiled.predict(archs))].tolist():
-        if tuple(row) not in chosen:
+        if tuple(row) not in chosen and accept(row):
             chosen[tuple(row)] = None
             return True
     return False

@@ -15,12 +15,16 @@ from scipy.stats import kendalltau, spearmanr
 
 from lutbuilder.stats.quality import (
     Accuracy,
+    Decile,
     Figure,
     NetworkResult,
     ValidationReport,
     accuracy,
     deciles,
+    excess,
     linear_baseline,
+    pooled_sd,
+    truth_noise,
 )
 from lutbuilder_agent.errors import ShapeError, SpecError
 
@@ -38,13 +42,23 @@ def networks(n: int, *, sigma: float = 0.05, seed: int = 0) -> tuple[NDArray[np.
 def a_report() -> ValidationReport:
     predicted, measured = networks(12)
     good = accuracy(predicted, measured)
+    tenths = deciles(predicted, measured)
     return ValidationReport(
         lut_sum=good,
         undrifted=good,
         published=None,
         flops_linear=good,
         depth_linear=good,
-        deciles=deciles(predicted, measured),
+        deciles=tuple(tenth.mape.value for tenth in tenths),
+        fastest=tenths[0],
+        slowest=tenths[-1],
+        table="example-cpu/onnxruntime-fp32-bs1@1",
+        campaign_id="0123456789abcdef",
+        seed=1,
+        truth_noise=0.002,
+        run_noise=0.0035,
+        excess_error=excess(good.mape, 0.002),
+        excess_over_run=excess(good.mape, 0.0035),
         test_retest_floor=0.004,
         instance_floor=0.0085,
         op_instance_sd=None,
@@ -149,13 +163,22 @@ def test_too_few_or_unequal_networks_are_refused(shapes):
 
 def test_deciles_go_from_the_fastest_networks_to_the_slowest():
     measured = np.random.default_rng(0).permutation(np.arange(1.0, 41.0))
-    found = deciles(measured * (1.0 + measured / 1000), measured)
+    found = deciles(measured * (1.0 - measured / 1000), measured)
     assert len(found) == 10
-    assert found == pytest.approx([np.mean([i, i + 1, i + 2, i + 3]) / 1000 for i in range(1, 41, 4)])
+    assert [tenth.mape.value for tenth in found] == pytest.approx([(i + 1.5) / 1000 for i in range(1, 41, 4)])
+    assert [tenth.bias.value for tenth in found] == pytest.approx([-(i + 1.5) / 1000 for i in range(1, 41, 4)])
+    assert [(tenth.n, tenth.from_ms, tenth.to_ms) for tenth in (found[0], found[-1])] == [
+        (4, 1.0, 4.0),
+        (4, 37.0, 40.0),
+    ]
+    assert found[-1].worst == pytest.approx(0.04)
+    for tenth in found:
+        assert tenth.mape.lo < tenth.mape.value < tenth.mape.hi
 
 
 def test_fewer_than_ten_networks_have_a_tenth_each():
-    assert deciles(np.array([2.2, 1.0, 3.0]), np.array([2.0, 1.0, 3.0])) == pytest.approx((0.0, 0.1, 0.0))
+    found = deciles(np.array([2.2, 1.0, 3.0]), np.array([2.0, 1.0, 3.0]))
+    assert [tenth.mape.value for tenth in found] == pytest.approx([0.0, 0.1, 0.0])
 
 
 @PROPERTY
@@ -185,6 +208,82 @@ def test_a_feature_that_never_changes_gives_a_constant():
     assert np.ptp(linear_baseline(np.full(3, 21.0), measured)) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_a_held_out_baseline_is_what_a_fit_without_the_network_predicts():
+    rng = np.random.default_rng(0)
+    features = rng.uniform(1.0, 20.0, (12, 2))
+    measured = (1.0 + features @ [1.0, 0.2]) * np.exp(0.1 * rng.standard_normal(12))
+    found = linear_baseline(features, measured, held_out=True)
+    for left_out in (0, 7, 11):
+        others = np.arange(12) != left_out
+        fitted = linear_baseline(features[others], measured[others])
+        design = np.column_stack([np.ones(11), features[others]])
+        weights = np.linalg.lstsq(design, fitted, rcond=None)[0]
+        assert found[left_out] == pytest.approx(weights @ [1.0, *features[left_out]])
+
+
+def test_a_held_out_baseline_is_not_flattered():
+    predicted, measured = networks(15, sigma=0.2)
+    fitted, held_out = (linear_baseline(predicted, measured, held_out=held_out) for held_out in (False, True))
+    assert accuracy(held_out, measured).rmspe.value > accuracy(fitted, measured).rmspe.value
+
+
+def test_a_constant_feature_beside_another_changes_nothing():
+    predicted, measured = networks(20)
+    with_pixels = np.column_stack([predicted, np.full(20, 224 * 224)])
+    for held_out in (False, True):
+        found = linear_baseline(with_pixels, measured, held_out=held_out)
+        assert found == pytest.approx(linear_baseline(predicted, measured, held_out=held_out), rel=1e-6)
+
+
+# --- Noise of the truth
+
+
+def replicated(n: int, *, instances: int, sigma: float, seed: int = 0) -> list[NDArray[np.float64]]:
+    """Log times of `instances` preparations of each of `n` networks."""
+    rng = np.random.default_rng(seed)
+    return [rng.uniform(1.0, 3.0) + sigma * rng.standard_normal(instances) for _ in range(n)]
+
+
+@pytest.mark.parametrize("instances", [2, 3, 9])
+def test_noise_of_the_truth_is_the_expected_error_of_a_mean_and_of_one_preparation(instances):
+    found = truth_noise(replicated(400, instances=instances, sigma=0.01))
+    assert found is not None
+    errors = 0.01 * np.random.default_rng(1).standard_normal((100_000, instances))
+    assert found.of_run == pytest.approx(np.abs(errors).mean(), rel=0.08)
+    assert found.of_truth == pytest.approx(np.abs(errors.mean(axis=1)).mean(), rel=0.08)
+
+
+def test_a_perfect_table_has_an_excess_error_of_one():
+    true_ms = np.random.default_rng(0).uniform(5.0, 20.0, 400)
+    logs = np.log(true_ms)[:, None] + 0.01 * np.random.default_rng(1).standard_normal((400, 3))
+    mape = accuracy(true_ms, np.exp(logs.mean(axis=1))).mape
+    noise = truth_noise(list(logs))
+    assert noise is not None
+    found = excess(mape, noise.of_truth)
+    assert found is not None
+    assert found.value == pytest.approx(1.0, abs=0.1)
+    assert found.lo < 1.0 < found.hi
+    alone = excess(accuracy(true_ms, np.exp(logs[:, 0])).mape, noise.of_run)
+    assert alone is not None
+    assert alone.value == pytest.approx(1.0, abs=0.1)
+
+
+def test_networks_of_unequal_replication_count_by_what_they_rest_on():
+    few, many = np.array([0.0, 0.02]), np.array([0.0, 0.02, 0.01, 0.01])
+    sd = np.sqrt((0.0002 + 0.0002) / 4)
+    assert pooled_sd([few, many]) == pytest.approx(sd)
+    found = truth_noise([few, many])
+    assert found is not None
+    assert found.of_truth == pytest.approx(np.sqrt(2 / np.pi) * sd * (2**-0.5 + 4**-0.5) / 2)
+
+
+def test_one_instance_of_each_network_tells_no_noise():
+    alone = replicated(5, instances=1, sigma=0.01)
+    assert (truth_noise(alone), pooled_sd(alone)) == (None, None)
+    assert excess(Figure(value=0.01, lo=0.0, hi=0.02), None) is None
+    assert excess(Figure(value=0.01, lo=0.0, hi=0.02), 0.0) is None
+
+
 # --- Reports
 
 
@@ -199,12 +298,15 @@ def test_a_report_survives_json(published):
 
 _numbers = st.floats(allow_nan=False, allow_infinity=False)
 _figures = st.builds(Figure, value=_numbers, lo=_numbers, hi=_numbers)
+_deciles = st.builds(
+    Decile, n=st.integers(), from_ms=_numbers, to_ms=_numbers, mape=_figures, bias=_figures, worst=_numbers
+)
 _accuracies = st.builds(Accuracy, n=st.integers(), worst=_numbers, **dict.fromkeys(FIGURES, _figures))
 
 
 @PROPERTY
-@given(_accuracies, st.none() | _accuracies, st.lists(_numbers), st.none() | _numbers, st.text())
-def test_any_report_survives_json(found, published, tenths, floor, digest):
+@given(_accuracies, st.none() | _accuracies, st.lists(_numbers), st.none() | _numbers, st.text(), st.none() | _deciles)
+def test_any_report_survives_json(found, published, tenths, floor, digest, slowest):
     report = replace(
         a_report(),
         lut_sum=found,
@@ -212,8 +314,25 @@ def test_any_report_survives_json(found, published, tenths, floor, digest):
         deciles=tuple(tenths),
         test_retest_floor=floor,
         networks_sha256=digest,
+        slowest=slowest,
+        calibrated=published,
     )
     assert ValidationReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_a_report_of_the_first_release_is_read_and_takes_the_defaults_of_what_came_later():
+    later = {
+        "table", "campaign_id", "seed", "n_fitted", "published_shares_visits", "calibrated", "ops_alone",
+        "flops_linear_held_out", "depth_linear_held_out", "fastest", "slowest", "truth_noise", "run_noise",
+        "excess_error", "excess_over_run",
+    }  # fmt: skip  # one list, three lines
+    body = {name: value for name, value in a_report().to_json().items() if name not in later}
+    for network in body["networks"]:
+        del network["published_ms"], network["calibrated_ms"]
+    found = ValidationReport.from_json(body)
+    assert found.lut_sum == a_report().lut_sum
+    assert all(getattr(found, name) in (None, "", 0, False) for name in later)
+    assert {network.published_ms for network in found.networks} == {None}
 
 
 def damaged(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
