@@ -90,11 +90,14 @@ def rows(draw: st.DrawFn) -> Row:
         "method": draw(st.sampled_from(METHODS)),
         "cache": draw(st.none() | st.sampled_from(CACHES)),
         "bimodal": draw(st.none() | st.booleans()),
+        "settled": draw(st.none() | st.booleans()),
+        "n_agents": draw(st.none() | _COUNT),
+        "throttled_fraction": draw(st.none() | st.floats(0, 1)),
         "stop_reason": draw(st.none() | _TEXT),
         "preempted_fraction": draw(st.none() | st.floats(0, 1)),
         "test_retest": draw(st.none() | st.floats(0, 1e9)),
     }
-    for name in ("energy_mj", "call_overhead_ms"):
+    for name in ("energy_mj", "call_overhead_ms", "residual_mad", "session_sd"):
         columns[name] = draw(st.none() | st.floats(0, 1e9))
     for name in ("peak_memory_bytes", "macs", "params", "exec_w_bits", "exec_a_bits"):
         columns[name] = draw(st.none() | _COUNT)

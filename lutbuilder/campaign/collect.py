@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from lutbuilder.campaign.carriers import choose_carriers, in_situ_rows
 from lutbuilder.campaign.estimates import Summary, summarise
 from lutbuilder.campaign.host import Host, hosting
-from lutbuilder.campaign.plan import campaign_ops, make_plan
-from lutbuilder.campaign.request import CollectOutcome, CollectRequest, OnProgress, StopReason
+from lutbuilder.campaign.knots import ImputedRows, estimates_of, staged
+from lutbuilder.campaign.plan import campaign_ops, expected_uses, make_plan
+from lutbuilder.campaign.request import CollectOutcome, CollectRequest, OnProgress, StopReason, command_line
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder_agent import __version__  # one version for both distributions
-from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutNotFound
+from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutNoisy, LutNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from lutbuilder.coordinator.schedule import StoredFailure
@@ -50,7 +52,8 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
     )
     try:
         # An agent elsewhere keeps dialling the address it was given, so a repeated command must listen there again.
-        listen = request.listen or ("127.0.0.1:0" if device.local else "127.0.0.1:7070")
+        alone = device.local and request.agents == 1
+        listen = request.listen or ("127.0.0.1:0" if alone else "127.0.0.1:7070")
         with hosting(device, runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress) as host:
             agent = host.find_agent(device, runtime, wait_s=request.wait_s)
             target = Target(
@@ -68,27 +71,65 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
                 base.meta.fingerprint.env_id, base.meta.runtime_version, base.meta.plan
             ) != (_conditions(env_id, version, plan))
             wanted = space.ops() if request.again or fresh else missing(space.ops(), base, request.precision)
+            if request.max_ops is not None and base is not None and not fresh:
+                wanted = tuple(op for op in wanted if op not in base or base[op].evidence == "modelled")
             if base is not None and not wanted:
                 keep_samples(host.store, base)
                 return _nothing_missing(base, host)
+            few = request.max_ops is not None and request.max_ops < len(wanted)
             spec = CampaignSpec(
                 space=space.name,
                 target=target,
                 plan=plan,
                 env_id=env_id,
                 runtime_version=version,
-                ops=campaign_ops(space.ops(), wanted),
+                ops=(CampaignOp.of(wanted[0]),)
+                if few
+                else (
+                    *campaign_ops(space.ops(), wanted, uses=expected_uses(space)),
+                    *choose_carriers(space, request.carriers, seed=request.seed),
+                ),
                 budget_s=request.budget_s,
                 precision=request.precision,
                 max_rounds=request.max_rounds,
+                lease_rounds=request.lease_rounds,
+                sessions=request.sessions,
+                agents=request.agents,
             )
             check_poolable(base, spec, agent, new_conditions=request.new_conditions)
-            spec = unpublished(spec, host.store, base)
-            resumed = any(c.campaign_id == spec.key and c.rounds for c in host.store.campaigns())
-            state = host.run(spec)
-            made = draft(host, state, agent)
-            lut = publish_draft(host, made, luts=request.luts, base=base, new_conditions=request.new_conditions)
-            return _outcome(host, state, lut, made.summary, wanted=wanted, resumed=resumed)
+            host.await_agents(spec, wait_s=request.wait_s)
+            stages: Iterable[CampaignSpec] = (spec,)
+            known: set[str] = set()
+            if request.max_ops is not None and few:
+                known = set(pooled(host.store, spec).campaign_ids).intersection(behind(host.store, base))
+                stages = staged(space, spec, wanted, request.max_ops, lambda: estimates_of(host.store, known))
+            states: list[CampaignState] = []
+            resumed = False
+            for stage in stages:
+                spec = unpublished(stage, host.store, base)
+                resumed |= any(c.campaign_id == spec.key and c.rounds for c in host.store.campaigns())
+                states.append(host.run(spec))
+                known.add(spec.key)
+            visited = {op.op_id for state in states for op in state.spec.ops}
+            wanted = tuple(op for op in wanted if op.op_id in visited)
+            state = in_all(states)
+            made = draft(host, state, agent, impute=space.ops() if request.max_ops is not None else ())
+            try:
+                lut = publish_draft(
+                    host,
+                    made,
+                    luts=request.luts,
+                    base=base,
+                    new_conditions=request.new_conditions,
+                    accept_noisy=request.accept_noisy,
+                )
+            except LutNoisy as error:
+                raise LutNoisy(
+                    f"{error}. Every visit is kept. Find out what disturbs the machine and measure longer (--budget), "
+                    f"or publish what there is, marked noisy: {command_line(request, '--accept-noisy')}"
+                ) from error
+            outcome = _outcome(host, state, lut, made.summary, wanted=wanted, resumed=resumed)
+            return replace(outcome, notes=(*outcome.notes, *_uncalibrated(base, lut)))
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted; every acknowledged visit is kept: the same command continues where this one stopped"
@@ -106,17 +147,20 @@ def newest(name: str, folder: Path) -> Lut | None:
 
 
 def missing(ops: Sequence[OpSpec], base: Lut | None, precision: float) -> tuple[OpSpec, ...]:
-    """Return the ops without a row in `base`, or with a latency that is known less well than `precision`.
+    """Return the ops `base` has no measured row of, or a latency that is known less well than `precision`.
 
     A row whose campaign ended by precision is done: its interval also holds the call overhead's, which no op betters.
     """
     if base is None:
         return tuple(ops)
+    from lutbuilder.lut.calibrated import sources
+
+    found = sources(base.rows())  # a calibrated row says nothing of how well its op was measured
 
     def lacks(op: OpSpec) -> bool:
-        if op not in base:
+        row = found.get(op.op_id)
+        if row is None or row.evidence == "modelled":
             return True
-        row = base[op]
         if row.latency_ms is None:
             return False  # it failed for good when it was measured; --again tries it once more
         if row.half_width is None:
@@ -158,8 +202,16 @@ def footer(spec: CampaignSpec, agent: AgentState) -> LutMeta:
         plan=spec.plan,
         tool_version=__version__,
         created=datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
-        conditions=f"precision {spec.precision:g}, budget {spec.budget_s:g} s",
+        conditions=f"precision {spec.precision:g}, budget {spec.budget_s:g} s, {timer(agent, spec.target.runtime)}",
     )
+
+
+def timer(agent: AgentState, runtime: str) -> str:
+    """Return what the agent's probe found of the clock the runtime is timed with."""
+    report = next((report for report in agent.runtimes if report.name == runtime), None)
+    if report is None or report.timer_overhead_ns is None:
+        return "timer not measured"
+    return f"timer {report.timer_overhead_ns} ns a reading in steps of {report.timer_quantum_ns} ns"
 
 
 def runtime_version(agent: AgentState, runtime: str) -> str:
@@ -220,9 +272,15 @@ class Draft:
     pool: Pool
 
 
-def draft(host: Host, state: CampaignState, agent: AgentState) -> Draft:
-    """Fit the campaign's pool and make rows. Raises CampaignFailed, with the reasons, if nothing was measured."""
+def draft(host: Host, state: CampaignState, agent: AgentState, *, impute: Sequence[OpSpec] = ()) -> Draft:
+    """Fit the campaign's pool and make rows, imputed ones for those of `impute` that were not measured.
+
+    Raises CampaignFailed, with the reasons, if nothing was measured.
+    """
     from lutbuilder.lut import QualitySummary, make_rows
+    from lutbuilder.lut.schema import MAX_TRACE
+    from lutbuilder.stats.sessions import session_reports
+    from lutbuilder.stats.trace import machine_trace
 
     host.tell("fitting")
     spec = state.spec
@@ -237,7 +295,8 @@ def draft(host: Host, state: CampaignState, agent: AgentState) -> Draft:
         for op_id, estimate in summary.by_id.items()
     }
     paired = any(op.role == "pair" for op in pool.ops)
-    rows = make_rows(
+    make = ImputedRows(space_ops=tuple(impute)) if impute else make_rows
+    rows = make(
         pool.ops,
         summary.rows,
         pool.failures,
@@ -245,14 +304,26 @@ def draft(host: Host, state: CampaignState, agent: AgentState) -> Draft:
         method="context" if paired else "isolated",
         cache=spec.target.cache,
     )
+    rows = with_calls(rows, host.store, pool.campaign_ids)
+    in_situ = in_situ_rows(pool.ops, rows, summary.by_id)
+    rows = (*rows, *in_situ)
     meta = replace(
         footer(spec, agent),
         spaces=pool.spaces,
         sessions=pool.sessions,
+        # Even where they corrected nothing: that was their word too.
+        fitted_networks=tuple(sorted(op.op_id for op in pool.ops if op.role == "carrier")),
+        session_reports=session_reports(visits, summary.drift),
+        drift_trace=machine_trace(
+            visits,
+            summary.drift.speed,
+            sessions={session.session_id for session in host.store.sessions([spec.key])},
+            points=MAX_TRACE,
+        ),
         stop_reason=state.reason,
         quality=QualitySummary(
             timed_fraction=timed_fraction(host, state),
-            wall_s=host.elapsed_s(),
+            wall_s=max(host.elapsed_s(), state.measured_ns / 1e9),
             rounds=state.rounds,
             sessions=len(pool.sessions),
         ),
@@ -260,29 +331,77 @@ def draft(host: Host, state: CampaignState, agent: AgentState) -> Draft:
     return Draft(rows=rows, meta=meta, summary=summary, pool=pool)
 
 
-def publish_draft(host: Host, made: Draft, *, luts: Path, base: Lut | None, new_conditions: bool = False) -> Lut:
-    """Publish a draft as the next version, with the raw visits beside it."""
+def with_calls(rows: Sequence[Row], store: Store, campaign_ids: Sequence[str]) -> tuple[Row, ...]:
+    """Return the rows with what only raw calls tell: whether the op was warm, how many of its calls ran throttled."""
+    from lutbuilder.stats.warmup import told_by_calls
+
+    told = told_by_calls(store.raw_visits(campaign_ids))
+
+    def completed(row: Row) -> Row:
+        calls = told.get(row.op_id)
+        if calls is None:
+            return row
+        return replace(row, settled=calls.warmup.settled, throttled_fraction=calls.throttled_fraction)
+
+    return tuple(map(completed, rows))
+
+
+def publish_draft(
+    host: Host,
+    made: Draft,
+    *,
+    luts: Path,
+    base: Lut | None,
+    new_conditions: bool = False,
+    accept_noisy: bool = True,
+) -> Lut:
+    """Publish a draft as the next version, with the raw visits beside it. Raises what `publish` raises.
+
+    Where `base` is calibrated and the visits of its networks are here, the calibrated rows are fitted again with the
+    measured ones.
+    """
+    from lutbuilder.campaign.calibrated import refitted
     from lutbuilder.lut import publish, write_samples
 
+    made = refitted(made, base, new_conditions=new_conditions)
     host.tell("publishing")
-    lut = publish(made.rows, made.meta, folder=luts, base=base, new_conditions=new_conditions)
+    lut = publish(
+        made.rows, made.meta, folder=luts, base=base, new_conditions=new_conditions, accept_noisy=accept_noisy
+    )
     write_samples(host.store.raw_visits(made.pool.campaign_ids), lut=lut)
     return lut
 
 
-def keep_samples(store: Store, lut: Lut) -> None:
-    """Write the raw visits behind `lut` beside it if they are missing there: a kill or a full disk came in between."""
-    from lutbuilder.lut import write_samples
+def in_all(states: Sequence[CampaignState]) -> CampaignState:
+    """Return the last of a command's campaigns, with the rounds and times of all of them."""
+    return replace(
+        states[-1],
+        rounds=sum(state.rounds for state in states),
+        measured_ns=sum(state.measured_ns for state in states),
+        timed_ns=sum(state.timed_ns for state in states),
+    )
 
-    behind = [
+
+def behind(store: Store, lut: Lut | None) -> list[str]:
+    """Return the campaigns of `store` whose visits are in `lut`."""
+    if lut is None:
+        return []
+    return [
         campaign.campaign_id
         for campaign in store.campaigns()
         if campaign.rounds
         and campaign.spec.target == lut.meta.target
         and {session.session_id for session in store.sessions([campaign.campaign_id])} <= set(lut.meta.sessions)
     ]
-    if behind:
-        write_samples(store.raw_visits(behind), lut=lut)
+
+
+def keep_samples(store: Store, lut: Lut) -> None:
+    """Write the raw visits behind `lut` beside it if they are missing there: a kill or a full disk came in between."""
+    from lutbuilder.lut import write_samples
+
+    ids = behind(store, lut)
+    if ids:
+        write_samples(store.raw_visits(ids), lut=lut)
 
 
 def timed_fraction(host: Host, state: CampaignState) -> float:
@@ -310,17 +429,32 @@ def _outcome(
         if n_wide:
             short = f"{n_wide} of {len(ids)} ops are not yet at the wanted precision"
             notes.append(f"{short}: the same command goes on measuring them")
+    if lut.meta.noisy:
+        notes.append(f"marked noisy ({', '.join(lut.meta.noisy)}): lutbuilder luts lint {lut.spec} says why")
+    n_imputed = sum(row.status == "imputed" and row.kind != "identity" for row in lut.rows())
+    if n_imputed:
+        notes.append(f"{n_imputed} ops are imputed, not measured: without --max-ops they are measured, too")
     return CollectOutcome(
         lut=lut,
         published=True,
         stop_reason=_stop_reason(state.reason),
-        n_measured=sum(row.op_id in ids and row.latency_ms is not None for row in lut.rows()),
+        n_measured=len({row.op_id for row in lut.rows() if row.op_id in ids and row.latency_ms is not None}),
         n_failed=len(failed),
         rounds=state.rounds,
         wall_s=host.elapsed_s(),
         timed_fraction=timed_fraction(host, state),
         resumed=resumed,
         notes=tuple(notes),
+    )
+
+
+def _uncalibrated(base: Lut | None, lut: Lut) -> tuple[str, ...]:
+    """Return what to say where the version before was calibrated and this one is not any more."""
+    if base is None or base.meta.calibration is None or lut.meta.calibration is not None:
+        return ()
+    return (
+        f"the calibration of version {base.version} left with the rows it corrected: lutbuilder calibrate "
+        f"{lut.path.parent}",
     )
 
 

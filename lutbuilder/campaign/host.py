@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from lutbuilder.campaign.controller import Controller
 from lutbuilder.campaign.request import OnProgress, Phase, Progress
@@ -16,14 +17,16 @@ from lutbuilder.campaign.spec import CampaignSpec
 from lutbuilder.campaign.state import STORE_NAME, default_state_folder
 from lutbuilder.coordinator.artifacts import ArtifactShelf
 from lutbuilder.coordinator.embedded import EmbeddedAgent, agent_folder
-from lutbuilder.coordinator.schedule import Decision
-from lutbuilder.coordinator.service import Coordinator, serve
+from lutbuilder.coordinator.schedule import Decision, HeldLease, Offer, mismatch
+from lutbuilder.coordinator.service import Coordinator, Event, serve
 from lutbuilder.coordinator.store import AgentState, CampaignState, Store
 from lutbuilder.devices import DeviceTarget
 from lutbuilder_agent.errors import NoAgent, RuntimeUnavailable, StoreError
 from lutbuilder_agent.records import Report
 
 _POLL_S = 2.0  # how often a dead local agent would be noticed; nothing else needs it
+_RENEWAL_POLL_S = 0.05  # while it ends in order to be started again
+_T = TypeVar("_T")
 _PUBLISH_S = 3.0  # of a budget kept for the fit and the file
 
 
@@ -74,10 +77,12 @@ class Host:
     embedded: EmbeddedAgent | None
     interrupts: Interrupts
     _controller: Controller | None = field(default=None)
+    _waited_s: float = field(default=0.0)
+    _visits: int = field(default=0)
 
     def elapsed_s(self) -> float:
-        """Seconds since this host opened."""
-        return time.monotonic() - self.started_s
+        """Seconds since this host opened, but for those it waited for agents of other machines."""
+        return time.monotonic() - self.started_s - self._waited_s
 
     def tell(self, phase: Phase, message: str = "") -> None:
         """Show a phase without figures."""
@@ -90,9 +95,10 @@ class Host:
         else:
             lines = "\n".join(f"    {line}" for line in device.agent_lines(self.address))
             self.tell("waiting", f"waiting for an agent on {device.title}. Type:\n{lines}")
-        deadline_s = None if wait_s is None else time.monotonic() + wait_s
         refused = ""
-        while True:
+
+        def suitable() -> AgentState | None:
+            nonlocal refused
             for agent in self.coordinator.agents():
                 if not (device.local or device.matches(agent.fingerprint)):
                     refused = f"; agent {agent.name} is a {agent.fingerprint.device}"
@@ -103,14 +109,48 @@ class Host:
                 refused = f"; agent {agent.name} cannot run {runtime}: {report.reason if report else 'not probed'}"
                 if device.local:
                     raise RuntimeUnavailable(f"{runtime} does not run on this machine: {refused.partition(': ')[2]}")
-            self._keep_alive()
-            self.interrupts.check()
-            if deadline_s is not None and time.monotonic() >= deadline_s:
-                raise NoAgent(
-                    f"no agent of {device.title} came within {wait_s:g} s{refused}. Start one on the device: "
-                    f"{device.agent_lines(self.address)[-1]}; then repeat this command, with a longer --wait"
-                )
-            time.sleep(0.1)
+            return None
+
+        found = self._await(suitable, wait_s=wait_s, elsewhere=not device.local)
+        if found is None:
+            raise NoAgent(
+                f"no agent of {device.title} came within {wait_s:g} s{refused}. Start one on the device: "
+                f"{device.agent_lines(self.address)[-1]}; then repeat this command, with a longer --wait"
+            )
+        return found
+
+    def await_agents(self, spec: CampaignSpec, *, wait_s: float | None) -> None:
+        """Wait until as many agents as the campaign allows can measure it. Raises NoAgent after `wait_s`."""
+
+        def suitable() -> list[AgentState]:
+            return [a for a in self.coordinator.agents() if mismatch(spec, a.hello) is None]
+
+        if len(suitable()) >= spec.agents:
+            return
+        name = f"another {spec.target.device}" if spec.agents == 2 else f"{spec.agents - 1} more {spec.target.device}"
+        line = f"lutbuilder-agent run --coordinator {self.address}"
+        self.tell("waiting", f"waiting for {name}: bring the port {self.address} there, and type\n    {line}")
+        if self._await(lambda: len(suitable()) >= spec.agents or None, wait_s=wait_s, elsewhere=True) is None:
+            others = [f"; {why}" for a in self.coordinator.agents() if (why := mismatch(spec, a.hello)) is not None]
+            raise NoAgent(
+                f"{len(suitable())} of {spec.agents} agents came within {wait_s:g} s{''.join(others)}. Start the "
+                f"others ({line}) and repeat this command, or do with fewer: --agents {max(1, len(suitable()))}"
+            )
+
+    def _await(self, ask: Callable[[], _T | None], *, wait_s: float | None, elsewhere: bool) -> _T | None:
+        """Return what `ask` gives once it is not None; None after `wait_s`. Time spent on other machines is not ours."""
+        since_s = time.monotonic()
+        try:
+            while (found := ask()) is None:
+                self._keep_alive()
+                self.interrupts.check()
+                if wait_s is not None and time.monotonic() >= since_s + wait_s:
+                    return None
+                time.sleep(0.1)
+            return found
+        finally:
+            if elsewhere:
+                self._waited_s += time.monotonic() - since_s
 
     def run(self, spec: CampaignSpec) -> CampaignState:
         """Run the campaign to its end and return its final state; what earlier runs measured of it counts."""
@@ -124,8 +164,11 @@ class Host:
         serial = -1
         shown = -1
         first_s, first_rounds = self.elapsed_s(), state.rounds
+        self._visits = 0
         while state.state == "active":
-            moment = self.coordinator.wait(campaign_id, _POLL_S, seen=serial)
+            renewing = self.embedded is not None and self.coordinator.is_over(self.embedded.name)
+            poll_s = _RENEWAL_POLL_S if renewing else _POLL_S
+            moment = self.coordinator.wait(campaign_id, poll_s, seen=serial)
             serial, state = moment.serial, moment.campaign
             self.interrupts.check()
             self._keep_alive()
@@ -139,6 +182,15 @@ class Host:
         """What the coordinator asks after every commit."""
         controller = self._controller
         return Decision() if controller is None else controller.decide(campaign_id, report)
+
+    def narrow(self, lease: HeldLease, offer: Offer) -> Offer:
+        """What the coordinator asks before every lease."""
+        controller = self._controller
+        return offer if controller is None else controller.next_lease(lease, offer)
+
+    def seen(self, event: Event) -> None:
+        """Count what comes in, for the progress line."""
+        self._visits += event.n_timings
 
     def _keep_alive(self) -> None:
         if self.embedded is not None:
@@ -163,9 +215,10 @@ class Host:
             max_rounds=spec.max_rounds,
             n_ops=sum(op.role == "op" for op in spec.ops),
             n_precise=look.n_precise,
+            n_rotation=look.n_rotation,
             elapsed_s=now_s,
             eta_s=max(0.0, min(left)),
-            ops_per_s=len(spec.ops) / round_s if round_s else None,
+            ops_per_s=self._visits / (now_s - first_s) if rounds else None,
             drift=look.drift,
             worst_precision=look.worst_precision,
             n_failed=look.n_failed,
@@ -197,8 +250,13 @@ def hosting(
         interrupts = Interrupts()
         stack.callback(interrupts.restore)
         store = stack.enter_context(Store.open(folder / STORE_NAME))
-        asked: list[Callable[[str, Report], Decision]] = []
-        coordinator = Coordinator(store, ArtifactShelf(), lambda campaign_id, report: asked[0](campaign_id, report))
+        hosts: list[Host] = []
+        coordinator = Coordinator(
+            store,
+            ArtifactShelf(),
+            lambda campaign_id, report: hosts[0].decide(campaign_id, report),
+            narrow=lambda lease, offer: hosts[0].narrow(lease, offer),
+        )
         server = stack.enter_context(serve(coordinator, listen))
         embedded = None
         if device.local:
@@ -212,8 +270,10 @@ def hosting(
             embedded=embedded,
             interrupts=interrupts,
         )
-        asked.append(host.decide)
+        hosts.append(host)
+        coordinator.on_event.append(host.seen)
         if embedded is not None:
+            coordinator.restarted.add(embedded.name)
             stack.callback(embedded.stop)
             embedded.start()
         stack.callback(coordinator.shut_down)

@@ -8,14 +8,18 @@ network it is the time of an empty call, an identity of that shape.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.op import OpSpec
 from lutbuilder_agent import runtimes
 from lutbuilder_agent.records import Cache, Plan
+
+if TYPE_CHECKING:
+    from lutbuilder.spaces import SearchSpace
 
 PAIRS_PER_SHAPE = 4
 SENTINELS = 12
@@ -28,15 +32,17 @@ class Acquisition:
 
     cache: Cache
     train_ops: int
+    warmup_calls: int
 
 
 # A train has to bring about the cache state of a network: its weights together are about as large as a network's.
-# LiteRT keeps a separate arena for every artifact, so fewer ops already fill the caches.
+# LiteRT keeps a separate arena for every artifact, so fewer ops already fill the caches; for the same reason its first
+# calls are slower for longer (stats/warmup.py: with one warm-up call 24 of 101 ops are not settled, with three 2).
 _ACQUISITION: Mapping[str, Acquisition] = {
-    "onnxruntime": Acquisition("rotating", 12),
-    "litert": Acquisition("rotating", 5),
+    "onnxruntime": Acquisition("rotating", 12, 2),
+    "litert": Acquisition("rotating", 5, 3),
 }
-_DEFAULT_ACQUISITION = Acquisition("rotating", 8)
+_DEFAULT_ACQUISITION = Acquisition("rotating", 8, 2)
 
 
 def make_plan(
@@ -57,6 +63,7 @@ def make_plan(
         threads=threads,
         cache=cache,
         train_ops=acquisition.train_ops if cache == "rotating" else 1,
+        warmup_calls=acquisition.warmup_calls,
         instances=instances,
         seed=seed,
         options=tuple(sorted({**dict(entry.options), **dict(options)}.items())),
@@ -114,11 +121,23 @@ def pairs(ops: Iterable[OpSpec], *, per_shape: int = PAIRS_PER_SHAPE) -> tuple[t
     return tuple(found)
 
 
-def campaign_ops(space_ops: Sequence[OpSpec], wanted: Collection[OpSpec]) -> tuple[CampaignOp, ...]:
+def expected_uses(space: SearchSpace) -> dict[OpSpec, float]:
+    """Return how often a random arch contains each op, on average: every variable uniform, whatever constraints say."""
+    uses: dict[OpSpec, float] = defaultdict(float)
+    for ops in space.site_ops:
+        for op in ops:
+            if op is not None:
+                uses[op] += 1.0 / len(ops)
+    return dict(uses)
+
+
+def campaign_ops(
+    space_ops: Sequence[OpSpec], wanted: Collection[OpSpec], *, uses: Mapping[OpSpec, float] | None = None
+) -> tuple[CampaignOp, ...]:
     """Return what to visit so that `wanted`, a part of `space_ops`, gets rows: it, pairs, empty calls, sentinels.
 
     Sentinels are ops that have a row already; they tie this campaign's scale to earlier ones. One batch: every op is an
-    anchor for every other.
+    anchor for every other. `uses` (of all `space_ops`) says how often a network contains an op; without, all count 1.
     """
     asked = set(wanted)
     wanted = [op for op in space_ops if op in asked]
@@ -129,4 +148,24 @@ def campaign_ops(space_ops: Sequence[OpSpec], wanted: Collection[OpSpec]) -> tup
     others = [op for op in space_ops if op not in asked]
     sentinels = others[:: max(1, len(others) // SENTINELS)] if others else []
     singles = dict.fromkeys([*wanted, *(op for pair in joined for op in pair), *sentinels, *empty])
-    return (*(CampaignOp.of(op) for op in singles), *(CampaignOp.pair(a, b) for a, b in joined))
+    made = (*(CampaignOp.of(op) for op in singles), *(CampaignOp.pair(a, b) for a, b in joined))
+    return made if uses is None else weighted(made, uses)
+
+
+def weighted(ops: Sequence[CampaignOp], uses: Mapping[OpSpec, float]) -> tuple[CampaignOp, ...]:
+    """Return the ops with their `use` set: how often a network's latency contains an op's time.
+
+    Call overhead is in it once for every op of the shape; each of a shape's pairs, or its empty call, has its part.
+    """
+    of_shape: dict[Shape, float] = defaultdict(float)
+    for op, use in uses.items():
+        of_shape[input_shape(op)] += use
+    n_pairs = Counter(input_shape(op.ops[1]) for op in ops if op.role == "pair")
+
+    def use_of(op: CampaignOp) -> float:
+        if op.role == "pair":
+            shape = input_shape(op.ops[1])
+            return of_shape[shape] / n_pairs[shape]
+        return of_shape[input_shape(op.ops[0])] if op.role == "overhead" else uses[op.ops[0]]
+
+    return tuple(replace(op, use=round(use_of(op), 9)) for op in ops)

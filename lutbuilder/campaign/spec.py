@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,8 +13,11 @@ from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import SpecError
 from lutbuilder_agent.records import Cache, Plan
 
-Role = Literal["op", "overhead", "pair", "network"]
+Role = Literal["op", "overhead", "pair", "network", "carrier"]
 ALL_BATCHES = -1  # a sentinel: visited in every batch
+# Fields that the first release did not have. At these, their defaults, they are not written: a stored campaign's key
+# must not move.
+_LATER: Mapping[str, object] = {"lease_rounds": 0, "networks_sha256": "", "sessions": 1, "agents": 1, "use": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class CampaignOp:
     ops: tuple[OpSpec, ...]
     batch: int = 0  # which lease batch; ALL_BATCHES for sentinels
     every: int = 1  # visited in every n-th round
+    use: float = 1.0  # how often its time counts in the latency of a random network of the space, on average
 
     @classmethod
     def of(cls, op: OpSpec, *, batch: int = 0) -> CampaignOp:
@@ -65,6 +70,16 @@ class CampaignOp:
         op_id = f"net-{hashlib.sha256(body.encode()).hexdigest()[:16]}"
         return cls(op_id=op_id, role="network", ops=ops, batch=batch, every=every)
 
+    @classmethod
+    def carrier(cls, ops: tuple[OpSpec, ...], *, batch: int = 0) -> CampaignOp:
+        """A whole network that is part of the fit: it says what ops cost in situ (campaign/carriers.py)."""
+        return replace(cls.network(ops, batch=batch), role="carrier")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a whole network, which is timed in a block of its own."""
+        return self.role in ("network", "carrier")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignSpec:
@@ -79,8 +94,12 @@ class CampaignSpec:
     budget_s: float
     precision: float  # wanted relative half-width of the 95 % interval
     max_rounds: int
-    purpose: Literal["collect", "validate"] = "collect"
+    purpose: Literal["collect", "validate", "calibrate"] = "collect"
     repeat: int = 0  # n-th deliberate re-run of an otherwise equal campaign
+    lease_rounds: int = 0  # a lease covers so many rounds at most, the next one prepares every op anew; 0: no limit
+    sessions: int = 1  # of every agent, one after the other; they share budget and rounds equally
+    agents: int = 1  # how many agents of this environment may measure the same batch at once
+    networks_sha256: str = ""  # of a validation's list of networks, fixed here before anything is timed
 
     def __post_init__(self) -> None:
         ids = [op.op_id for op in self.ops]
@@ -94,11 +113,11 @@ class CampaignSpec:
 
     def canonical(self) -> dict[str, Any]:
         """Plain values for JSON; `from_canonical` gives an equal spec back."""
-        plain = ("space", "env_id", "runtime_version", "budget_s", "precision", "max_rounds", "purpose", "repeat")
-        body = {name: getattr(self, name) for name in plain}
+        nested = ("target", "plan", "ops")
+        body = _written({field.name: getattr(self, field.name) for field in fields(self) if field.name not in nested})
         body["target"] = asdict(self.target)
         body["plan"] = asdict(self.plan)
-        body["ops"] = [{**asdict(op), "ops": [o.canonical() for o in op.ops]} for op in self.ops]
+        body["ops"] = [{**_written(asdict(op)), "ops": [o.canonical() for o in op.ops]} for op in self.ops]
         return body
 
     @classmethod
@@ -111,3 +130,7 @@ class CampaignSpec:
             CampaignOp(**{**op, "ops": tuple(OpSpec.from_canonical(o) for o in op["ops"])}) for op in values.pop("ops")
         )
         return cls(target=Target(**values.pop("target")), plan=Plan(**plan), ops=ops, **values)
+
+
+def _written(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}

@@ -39,6 +39,20 @@ def collect(
     precision: Annotated[str, typer.Option(help="Stop when every op's 95% interval is this narrow.")] = "1%",
     max_rounds: Annotated[int, typer.Option(help="Stop after so many rounds.")] = 400,
     instances: Annotated[int, typer.Option(help="Fresh preparations of every op.")] = 3,
+    carriers: Annotated[
+        int, typer.Option(help="Random whole networks timed along, to correct ops for what a network does; 0: none.")
+    ] = 16,
+    sessions: Annotated[
+        int, typer.Option(help="Sessions, each with a newly started agent; they share the budget.")
+    ] = 1,
+    agents: Annotated[int, typer.Option(help="Agents that measure at once, on equal devices.")] = 1,
+    max_ops: Annotated[
+        int | None,
+        typer.Option(
+            help="Measure so many of the missing ops at most, impute the others [default: measure all].",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the visiting order.")] = 0,
     wait: Annotated[
         str | None,
@@ -62,8 +76,14 @@ def collect(
             metavar="NAME=VALUE", help="An option of the runtime; may be given several times.", show_default=False
         ),
     ] = None,
+    lease_rounds: Annotated[
+        int, typer.Option(hidden=True, help="Prepare every op anew after so many rounds; 0: never.")
+    ] = 24,
     new_conditions: Annotated[
         bool, typer.Option("--new-conditions", help="Start anew where driver, version or settings changed.")
+    ] = False,
+    accept_noisy: Annotated[
+        bool, typer.Option("--accept-noisy", help="Publish, marked, what was measured too badly to be published.")
     ] = False,
     luts: LutsFolder = Path("luts"),
     state_dir: StateDir = None,
@@ -78,7 +98,9 @@ def collect(
     Examples:
       lutbuilder collect --device cpu --space proxyless --budget 3m --precision 1%
       lutbuilder collect --device cpu --runtime litert --threads 1
+      lutbuilder collect --device cpu --budget 9m --sessions 3
       lutbuilder collect --device v100 --bs 8 --listen 127.0.0.1:7070 --wait 30m
+      lutbuilder collect --device cpu --space amc --max-ops 400 --budget 10m
       lutbuilder luts show "$(lutbuilder collect --device cpu)"
     """
     with errors_shown(as_json=json_, debug=debug, resumable=True):
@@ -100,13 +122,19 @@ def collect(
             precision=fraction(precision, option="--precision"),
             max_rounds=whole(max_rounds, option="--max-rounds", least=1, most=1_000_000),
             instances=whole(instances, option="--instances", least=1, most=64),
+            carriers=whole(carriers, option="--carriers", least=0, most=1024),
+            sessions=whole(sessions, option="--sessions", least=1, most=100),
+            agents=whole(agents, option="--agents", least=1, most=100),
+            max_ops=None if max_ops is None else whole(max_ops, option="--max-ops", least=1, most=1_000_000),
             seed=whole(seed, option="--seed", least=0, most=(1 << 63) - 1),
             luts=luts,
             state_dir=state_dir,
             listen=None if listen is None else listen_address(listen, option="--listen"),
             wait_s=None if wait is None else duration_s(wait, option="--wait", zero=True),
             again=again,
+            lease_rounds=whole(lease_rounds, option="--lease-rounds", least=0, most=1_000_000),
             new_conditions=new_conditions,
+            accept_noisy=accept_noisy,
             cache=None if cache is None else cache_state(cache, option="--cache"),
             runtime_options=tuple(named_value(one, option="--runtime-option") for one in runtime_option or ()),
         )

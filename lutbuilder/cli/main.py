@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lutbuilder.cli import agents, collect, devices, doctor, luts, spaces, validate
+from lutbuilder.cli import agents, calibrate, collect, devices, doctor, luts, spaces, validate
 
 app = typer.Typer(
     name="lutbuilder",
@@ -37,11 +37,13 @@ def lutbuilder(
     Examples:
       lutbuilder collect --device cpu --space proxyless
       lutbuilder luts list
+      lutbuilder calibrate luts/<device>/onnxruntime-fp32-bs1
       lutbuilder validate luts/<device>/onnxruntime-fp32-bs1
     """
 
 
 app.command()(collect.collect)
+app.command()(calibrate.calibrate)
 app.command()(validate.validate)
 app.add_typer(luts.app, name="luts")
 app.command()(devices.devices)

@@ -76,7 +76,8 @@ def figures(progress: Progress) -> str:
     if progress.max_rounds:
         parts.append(f"round {progress.round}/{progress.max_rounds}")
     if progress.n_ops:
-        parts.append(f"{progress.n_precise}/{progress.n_ops} ops precise")
+        rotation = "" if progress.n_rotation is None else f", {progress.n_rotation} in rotation"
+        parts.append(f"{progress.n_precise}/{progress.n_ops} ops precise{rotation}")
     if progress.worst_precision is not None:
         parts.append(f"worst ±{percent_text(progress.worst_precision)}")
     if progress.ops_per_s is not None:

@@ -27,11 +27,12 @@ class EmbeddedAgent:
     """
 
     def __init__(self, *, coordinator: str, runtime: str, folder: Path, lock_s: float = _LOCK_S) -> None:
+        self.name = f"local-{runtime}"
         self._command = [
             sys.executable, "-m", "lutbuilder_agent", "run",
             "--coordinator", coordinator,
             "--runtimes", runtime,
-            "--name", f"local-{runtime}",
+            "--name", self.name,
             "--cache-dir", str(folder / "cache"),
             "--spool-dir", str(folder / "spool"),
             "--die-with-parent", str(os.getpid()),
@@ -68,10 +69,17 @@ class EmbeddedAgent:
             ) from error
 
     def keep_alive(self) -> str | None:
-        """Start the agent again if it has died; return what happened, or None if all is well. Raises CampaignFailed."""
+        """Start the agent again if it has ended; return what happened, or None if all is well.
+
+        One that was told to end by the coordinator goes on in a new session. Raises CampaignFailed if it keeps dying.
+        """
         if self._process is None or self._process.poll() is None:
             return None
         status = self._process.returncode
+        if status == 0:
+            self._starts -= 1
+            self.start()
+            return "the agent starts again: a new session"
         if self._starts >= _MOST_STARTS:
             raise CampaignFailed(
                 f"the agent on this machine ended {self._starts} times, the last time with status {status}. Its last "

@@ -1,11 +1,13 @@
 """Who may measure what, now: pure functions of campaigns, leases and a clock that the caller reads.
 
-A campaign is cut into batches. One lease is one batch and the sentinels, held by one agent. A batch is pending, leased
-or done; a lease ends done (told to stop, or all rounds in), lost (expired) or cancelled (given back, or handed over).
+A campaign is cut into batches. One lease is one batch and the sentinels, held by one agent, for some rounds. A batch is
+pending, leased (by as many agents as the campaign allows) or done; a lease ends done (told to stop, or its rounds are
+in), lost (expired) or cancelled (given back, or handed over). A batch that is not done may be leased again.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,11 +25,15 @@ FINAL_ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What follows from a committed report. `stop`: the lease's batch is done, for `reason`; `drop`: ops leaving it."""
+    """What follows from a committed report. `stop`: the lease's batch is done, for `reason`; `drop`: ops leaving it.
+
+    `renew`: the session has had its share; its lease ends, and its agent goes on in a new session.
+    """
 
     stop: bool = False
     reason: str = ""
     drop: tuple[OpId, ...] = ()
+    renew: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,31 +156,37 @@ def canonical_runtime(name: str) -> str:
 
 
 def next_offer(progresses: Iterable[CampaignProgress], leases: Sequence[HeldLease], hello: AgentHello) -> Offer | None:
-    """Return the first pending batch that suits an agent, or None. Campaigns come in the order given, oldest first.
+    """Return the first batch that has room for an agent and suits it, or None. Campaigns come oldest first.
 
-    An agent times for one lease only, so one that holds a lease gets no offer.
+    A batch has room while fewer agents hold leases of it than its campaign allows. An agent times for one lease only,
+    so one that holds a lease gets no offer.
     """
     if any(lease.agent == hello.name for lease in leases):
         return None
-    taken = {(lease.campaign_id, lease.batch) for lease in leases}
+    holders = Counter((lease.campaign_id, lease.batch) for lease in leases)
     for progress in progresses:
         if mismatch(progress.spec, hello) is not None:
             continue
         for batch in batches(progress.spec):
-            if batch in progress.done or (progress.campaign_id, batch) in taken or exhausted(progress, batch):
+            full = holders[(progress.campaign_id, batch)] >= progress.spec.agents
+            if batch in progress.done or full or exhausted(progress, batch):
                 continue
             return offer(progress, batch)
     return None
 
 
 def offer(progress: CampaignProgress, batch: int) -> Offer:
-    """Return what a lease of `batch` would be: its ops that are left, from the campaign's next round on."""
+    """Return what a lease of `batch` would be: its ops that are left, from the campaign's next round on.
+
+    At most `lease_rounds` rounds: the batch is pending again after them, and whoever leases it prepares it anew.
+    """
+    left = progress.spec.max_rounds - progress.rounds.get(batch, 0)
     return Offer(
         campaign_id=progress.campaign_id,
         batch=batch,
         ops=batch_ops(progress, batch),
         first_round=progress.next_round,
-        rounds=progress.spec.max_rounds - progress.rounds.get(batch, 0),
+        rounds=min(left, progress.spec.lease_rounds or left),
     )
 
 

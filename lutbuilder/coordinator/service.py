@@ -67,6 +67,7 @@ class Artifacts(Protocol):
 
 
 Decide = Callable[[str, Report], Decision]
+Narrow = Callable[[HeldLease, Offer], Offer]
 EventKind = Literal["registered", "leased", "lost", "reported", "finished"]
 
 
@@ -99,7 +100,11 @@ class Coordinator:
     thread at a time; only for a current lease of an active campaign, and for the same report again only if the process
     died before its decision was stored. Should it raise, the agent is told to stop, nothing is leased any more, and
     `wait` raises the error. A campaign whose last batch is done is finished with that batch's reason. An op that failed
-    but is not given up yet ends the lease, so that the next one tries it again.
+    but is not given up yet ends the lease, so that the next one tries it again; so does the lease's last round, and while
+    the campaign lacks rounds its agent leases the batch again and prepares it anew.
+    `narrow` is asked, outside all locks, what of an offer goes into a lease: some of its ops, at most its rounds.
+    A session whose decision said renew gets no lease any more: its agent has to register anew, or, if its name is in
+    `restarted`, to end, because somebody here starts it again.
     Callbacks in `on_event` run in the calling thread, outside all locks; they must not raise.
     """
 
@@ -109,6 +114,7 @@ class Coordinator:
         artifacts: Artifacts,
         decide: Decide,
         *,
+        narrow: Narrow = lambda lease, offer: offer,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
@@ -117,10 +123,12 @@ class Coordinator:
         max_waiting: int = 48,
     ) -> None:
         self.on_event: list[Callable[[Event], None]] = []
+        self.restarted: set[str] = set()  # agents that the owner starts again when they have ended
         self.max_waiting = max_waiting  # long-polls held open; each takes a thread of the server
         self._store = store
         self._artifacts = artifacts
         self._decide = decide
+        self._narrow = narrow
         self._clock = clock
         self._wall_clock = wall_clock
         self._new_id = new_id
@@ -130,6 +138,7 @@ class Coordinator:
         self._changed = threading.Condition()  # guards everything below
         self._serial = 0
         self._offered: list[str] = []
+        self._over: set[str] = set()  # sessions that have had their share
         self._live: dict[str, AgentState] = {}  # the newest session of every agent name seen by this process
         self._leases: dict[str, HeldLease] = {}
         self._events: list[Event] = []
@@ -197,6 +206,12 @@ class Coordinator:
         """Return the agents that have called since this process began, in their newest session."""
         with self._changed:
             return tuple(self._live.values())
+
+    def is_over(self, agent: str) -> bool:
+        """Return whether the agent's session has had its share, and its next one has not begun."""
+        with self._changed:
+            live = self._live.get(agent)
+            return live is not None and live.session_id in self._over
 
     def shut_down(self) -> None:
         """Answer every lease call, those that wait included, with shut_down from now on. Reports are still taken."""
@@ -335,8 +350,10 @@ class Coordinator:
                     for lease in [held for held in self._leases.values() if held.agent == session.name]:
                         self._end(lease, "cancelled")
                     return Idle(ask_again_s=_ASK_AGAIN_S[state], shut_down=self._shut_down)
-                if self._shut_down:
+                if self._shut_down or (session_id in self._over and session.name in self.restarted):
                     return Idle(ask_again_s=0.0, shut_down=True)
+                if session_id in self._over:
+                    raise UnknownSession(f"session {session_id} has had its share: register, and go on in a new one")
                 gone = caller is not None and caller.gone()
                 granted = None if gone or self._error is not None else self._grant(session)
                 if granted is not None:
@@ -376,6 +393,7 @@ class Coordinator:
             first_round=offer.first_round,
             rounds=offer.rounds,
             now_s=self._wall_clock(),
+            beside=tuple(self._leases),
         )
         held = HeldLease(
             lease_id=lease_id,
@@ -401,12 +419,13 @@ class Coordinator:
         failed = False
         ops: list[LeasedOp] = []
         try:
+            offer = self._narrow(held, offer)
             plan = self._store.campaign(held.campaign_id).spec.plan
             format = runtimes.entry(plan.runtime)[1].format
             for op in offer.ops:
                 try:
                     artifact = self._artifacts.ref(op, format)
-                    solo = op.role == "network"
+                    solo = op.is_whole
                     ops.append(LeasedOp(op_id=op.op_id, artifact=artifact, every=op.every, solo=solo))
                 except (SpecError, UnsupportedOp) as error:
                     failure = Failure(
@@ -425,7 +444,9 @@ class Coordinator:
             if failed:
                 self._end(held, "cancelled")
                 return None
-            self._leases[held.lease_id] = replace(self._leases[held.lease_id], deadline_s=self._clock() + self._ttl_s)
+            held = replace(held, rounds=offer.rounds, deadline_s=self._clock() + self._ttl_s)
+            self._leases[held.lease_id] = held
+            self._store.shorten_lease(held.lease_id, held.rounds)
         return Lease(
             lease_id=held.lease_id,
             epoch=held.epoch,
@@ -523,6 +544,11 @@ class Coordinator:
                     self._finish_if_done(self._store.progress(lease.campaign_id), decision.reason)
                 elif self._second_try_due(report, lease):
                     self._end(lease, "cancelled")
+                elif decision.renew:
+                    self._over.add(report.session_id)
+                    self._end(lease, "done")
+                elif self._is_last_round(report, lease):
+                    self._end(lease, "done")
                 ended = self._store.campaign(lease.campaign_id).state != "active"  # perhaps by `decide` itself
                 stop = decision.stop or ended or lease.lease_id not in self._leases
                 self._touch()
@@ -530,18 +556,18 @@ class Coordinator:
 
     def _or_exhausted(self, decision: Decision, report: Report, lease: HeldLease) -> Decision:
         """Return the decision, made a stop if this was the last round or nothing is left to visit."""
-        now = self._leases.get(lease.lease_id, lease)
         if decision.stop:
             return decision
-        if report.round >= now.last_round:
-            return replace(decision, stop=True, reason="max_rounds")
-        if report.failures or decision.drop:
+        if self._is_last_round(report, lease) or report.failures or decision.drop:
             progress = self._store.progress(lease.campaign_id)
             dropped: frozenset[OpId] = frozenset({*progress.dropped, *decision.drop})
             reason = schedule.exhausted(replace(progress, dropped=dropped), lease.batch)
             if reason is not None:
                 return replace(decision, stop=True, reason=reason)
         return decision
+
+    def _is_last_round(self, report: Report, lease: HeldLease) -> bool:
+        return report.round >= self._leases.get(lease.lease_id, lease).last_round
 
     def _second_try_due(self, report: Report, lease: HeldLease) -> bool:
         """Whether an op that failed in this lease is not given up: the batch is leased anew, with all that is left.

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -327,6 +327,7 @@ class Store:
         self._caching = threading.Lock()
         self._columns: dict[str, _Columns] = {}
         self._specs: dict[str, CampaignSpec] = {}  # parsed once: a campaign's spec never changes
+        self._agent_of: dict[str, str] = {}  # nor does a session's agent
 
     @classmethod
     def open(cls, path_or_url: str | Path) -> Store:
@@ -501,13 +502,19 @@ class Store:
         first_round: int,
         rounds: int,
         now_s: float,
+        beside: Collection[str] = (),
     ) -> int:
-        """Record a lease and return its epoch, one above the last of that batch. A batch's older lease is cancelled."""
+        """Record a lease and return its epoch, one above the last of that batch.
+
+        The batch's older leases are cancelled, but for those in `beside`, which other agents hold.
+        """
         with self._write() as connection:
             of_batch = (_leases.c.campaign_id == campaign_id, _leases.c.batch == batch)
             epoch = (connection.scalar(sa.select(sa.func.max(_leases.c.epoch)).where(*of_batch)) or 0) + 1
             connection.execute(
-                _leases.update().where(*of_batch, _leases.c.state == "active").values(state="cancelled", ended_s=now_s)
+                _leases.update()
+                .where(*of_batch, _leases.c.state == "active", _leases.c.lease_id.not_in(beside))
+                .values(state="cancelled", ended_s=now_s)
             )
             connection.execute(
                 _leases.insert().values(
@@ -523,6 +530,11 @@ class Store:
                 )
             )
         return epoch
+
+    def shorten_lease(self, lease_id: str, rounds: int) -> None:
+        """Record for how many rounds a lease really is."""
+        with self._write() as connection:
+            connection.execute(_leases.update().where(_leases.c.lease_id == lease_id).values(rounds=rounds))
 
     def end_lease(self, lease_id: str, state: LeaseState, *, now_s: float) -> None:
         """Record how an active lease ended; one that has ended stays as it is."""
@@ -673,7 +685,15 @@ class Store:
                 )
                 for number, name in enumerate(_VISIT_COLUMNS)
             }
-        return Visits(op_ids=tuple(op_ids), session_ids=tuple(session_ids), op=op, session=session, **columns)
+            agents = self._agents_of(session_ids)
+        return Visits(
+            op_ids=tuple(op_ids),
+            session_ids=tuple(session_ids),
+            session_agents=agents,
+            op=op,
+            session=session,
+            **columns,
+        )
 
     def raw_visits(self, campaign_ids: Sequence[str]) -> Iterator[RawVisit]:
         """Yield every visit of these campaigns with its samples, in the order of their commits; a page at a time."""
@@ -887,7 +907,7 @@ class Store:
             }
             if key not in there:
                 there[key] = payload
-                block_ns, p90_ns = samples.summary(timing.samples_ns, timing.preempted)
+                block_ns, p90_ns = samples.summary(timing.samples_ns, timing.disturbed)
                 row |= {"block_ns": block_ns, "p90_ns": p90_ns}
                 row |= {"n_calls": len(timing.samples_ns), "n_preempted": len(set(timing.preempted))}
                 new.append(row)
@@ -949,6 +969,13 @@ class Store:
         if rows:
             columns.extend(rows)
         return columns
+
+    def _agents_of(self, session_ids: Collection[str]) -> tuple[str, ...]:
+        """Return the name of each session's agent."""
+        if not self._agent_of.keys() >= set(session_ids):
+            with self._read() as connection:
+                self._agent_of |= {r.session_id: r.agent for r in connection.execute(sa.select(_sessions))}
+        return tuple(self._agent_of[session_id] for session_id in session_ids)
 
 
 def _path_of(path_or_url: str | Path) -> Path:
@@ -1039,16 +1066,17 @@ def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
 
 
 def _timing(row: Any) -> Timing:
-    warmup_ns, samples_ns, preempted = samples.unpack(row.samples)
+    calls = samples.unpack(row.samples)
     return Timing(
         op_id=row.op_id,
         round=row.round,
         order=row.place,
         instance=row.instance,
         start_ns=row.start_ns,
-        warmup_ns=warmup_ns,
-        samples_ns=samples_ns,
-        preempted=preempted,
+        warmup_ns=calls.warmup_ns,
+        samples_ns=calls.samples_ns,
+        preempted=calls.preempted,
+        throttled=calls.throttled,
     )
 
 
@@ -1062,4 +1090,4 @@ def _conditions(text: str | None) -> Conditions | None:
 
 def _decision(text: str) -> Decision:
     body = json.loads(text)
-    return Decision(stop=body["stop"], reason=body["reason"], drop=tuple(body["drop"]))
+    return Decision(**{**body, "drop": tuple(body["drop"])})

@@ -7,6 +7,7 @@ threads = 1                                 # default threads
 start_agent = ["ssh ... {port}", "... {coordinator}"]    # what to type, in order, until an agent dials in
 evidence = "not verified on the hardware"   # how far we have tried it
 options = { device = "cuda" }               # runtime options that make it this silicon; may be left out
+peak_gmacs = 62500.0                        # 1e9 multiply-accumulates a second, in its fastest precision; the same
 [match]                                     # globs; one that fits makes it this device; case is ignored
 device = ["*v100*"]                         # against Fingerprint.device ...
 gpu = ["*v100*"]                            # ... or against a fact of the fingerprint
@@ -41,6 +42,7 @@ class DeviceTarget:
     evidence: str
     match: tuple[tuple[str, tuple[str, ...]], ...]  # (what, globs): `device`, or the name of a fact
     options: tuple[tuple[str, str], ...] = ()  # runtime options, as in Plan
+    peak_gmacs: float | None = None  # what no table of it may exceed, in 1e9 MAC/s; None: not known
 
     def __post_init__(self) -> None:
         if not self.title or not self.runtimes or not self.match or not self.evidence:
@@ -49,6 +51,8 @@ class DeviceTarget:
             raise SpecError(f"device {self.name!r}: threads must be a positive integer, got {self.threads!r}")
         if not self.local and not any("{coordinator}" in line for line in self.start_agent):
             raise SpecError(f"device {self.name!r}: no line of start_agent names {{coordinator}}")
+        if self.peak_gmacs is not None and self.peak_gmacs <= 0:
+            raise SpecError(f"device {self.name!r}: peak_gmacs must be positive, got {self.peak_gmacs}")
 
     @property
     def runtime(self) -> str:
@@ -113,7 +117,7 @@ def parse(name: str, text: str) -> DeviceTarget:
     """Return a device from its TOML. Raises SpecError naming the field that is wrong, missing or unknown."""
     values = _toml(name, text)
     wanted = {field.name for field in fields(DeviceTarget)} - {"name"}
-    for field in sorted(wanted - {"options", "start_agent"} - set(values)):
+    for field in sorted(wanted - {"options", "peak_gmacs", "start_agent"} - set(values)):
         raise SpecError(f"device {name!r}: {field} is missing")
     for field in sorted(set(values) - wanted):
         raise SpecError(f"device {name!r}: unknown field {field!r}")
@@ -129,6 +133,7 @@ def parse(name: str, text: str) -> DeviceTarget:
             (option, _typed(name, f"options.{option}", value, str))
             for option, value in sorted(_typed(name, "options", values.get("options", {}), dict).items())
         ),
+        peak_gmacs=_typed(name, "peak_gmacs", values["peak_gmacs"], float) if "peak_gmacs" in values else None,
         match=tuple(
             (what, _strings(name, f"match.{what}", globs))
             for what, globs in _typed(name, "match", values["match"], dict).items()

@@ -3,7 +3,7 @@
 `Lut.load` opens one, `make_rows` and `merge` make the rows of the next version, `publish` writes it atomically.
 """
 
-from lutbuilder.lut.lut import Lut, collect_command
+from lutbuilder.lut.lut import Lut, collect_command, preferred
 from lutbuilder.lut.merge import merge, merge_rows
 from lutbuilder.lut.rows import LATENCY_FLOOR_MS, make_rows
 from lutbuilder.lut.schema import COLUMNS, SCHEMA_VERSION, Column, LutMeta, QualitySummary, Row
@@ -24,6 +24,7 @@ __all__ = [
     "make_rows",
     "merge",
     "merge_rows",
+    "preferred",
     "publish",
     "write_samples",
 ]

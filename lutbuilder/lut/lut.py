@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 from numpy.typing import NDArray
 
-from lutbuilder.lut.schema import COLUMNS, EVIDENCES, LutMeta, Row, column_values, table_to_rows
+from lutbuilder.lut.schema import COLUMNS, EVIDENCES, LutMeta, QualitySummary, Row, column_values, table_to_rows
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import LutCorrupt, OpNotInLut, SpecError, UnknownName
 
@@ -73,6 +73,20 @@ class Lut:
         from lutbuilder.lut.store import version_of
 
         return f"{self.path.parent}@{self.version}" if version_of(self.path) == self.version else str(self.path)
+
+    @cached_property
+    def quality(self) -> QualitySummary:
+        """How good this version is; counted anew for a file of schema 1, which mixed call overheads into its widths."""
+        told = self.meta.quality
+        if self.meta.schema_version > 1:
+            return told
+        return QualitySummary.of(
+            self.rows(),
+            timed_fraction=told.timed_fraction,
+            wall_s=told.wall_s,
+            rounds=told.rounds,
+            sessions=told.sessions,
+        )
 
     def __repr__(self) -> str:
         return f"Lut({self.spec!r}, {len(self)} rows)"
@@ -142,10 +156,7 @@ class Lut:
         has_latency = ~np.isnan(self._column("latency_ms"))
         evidence: list[str] = self.table.column("evidence").to_pylist()
         method: list[str] = self.table.column("method").to_pylist()
-        preference = [
-            (not has_latency[i], _EVIDENCE_RANK.get(evidence[i], 99), _METHOD_RANK.get(method[i], 99))
-            for i in range(len(op_ids))
-        ]
+        preference = [_preference(has_latency[i], evidence[i], method[i]) for i in range(len(op_ids))]
         for number, op_id in enumerate(op_ids):
             if preference[number] < preference[numbers[op_id]]:
                 numbers[op_id] = number
@@ -217,6 +228,24 @@ class Lut:
         kinds = np.array(self.table.column("kind").to_pylist(), dtype=object)
         order = np.lexsort((distance, kinds[numbers] != op.kind))
         return tuple(self._row(int(numbers[i])) for i in order[:count])
+
+
+def preferred(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return the row that a lookup takes where an op has several, by op_id."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        held = best.get(row.op_id)
+        if held is None or _row_preference(row) < _row_preference(held):
+            best[row.op_id] = row
+    return best
+
+
+def _row_preference(row: Row) -> tuple[bool, int, int]:
+    return _preference(row.latency_ms is not None, row.evidence, row.method)
+
+
+def _preference(has_latency: bool, evidence: str, method: str) -> tuple[bool, int, int]:
+    return (not has_latency, _EVIDENCE_RANK.get(evidence, 99), _METHOD_RANK.get(method, 99))
 
 
 def collect_command(

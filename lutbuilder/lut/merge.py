@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lutbuilder.lut.calibrated import without_stale
 from lutbuilder.lut.schema import LutMeta, QualitySummary, Row
 from lutbuilder_agent.errors import LutConflict
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _NEVER_POOLED = ("device", "runtime", "dtype", "batch")  # these name the LUT's folder: another value is another LUT
 _CONDITIONS = ("threads", "cache")  # of target and plan alike
+_DERIVED = ("calibrated", "imputed")
 
 
 def merge(
@@ -23,8 +25,11 @@ def merge(
     """Return the rows and footer of the version that follows `base`, now resting on `rows` as well.
 
     Of two rows with one key the better stays (`better`), so precision never gets worse and a failure never displaces a
-    measurement. Spaces and sessions accumulate; all else in the footer comes from `meta`. With `new_conditions` a base
-    measured under other conditions is left behind: the new version starts with `rows` alone, the old one stays.
+    measurement. Calibrated and imputed rows follow from measured ones: new ones displace old ones, and a modelled row
+    leaves when its op is measured. Calibrated rows leave when rows they correct have changed (lut/calibrated.py), and
+    a new calibration displaces the old one whole. Spaces, sessions and their reports, and fitted networks accumulate; a
+    calibration stays with its rows; all else in the footer comes from `meta`. With `new_conditions` a base measured
+    under other conditions is left behind: the new version starts with `rows` alone, the old one stays.
     Raises LutConflict naming the field where target, fingerprint, runtime version, threads, cache or runtime options
     differ (device, runtime, dtype and batch: even with `new_conditions`), or where a row is not of the target's batch
     or cache.
@@ -40,13 +45,29 @@ def merge(
         if refused:
             raise LutConflict(_conflict_message(base, refused))
         if not conflicts:
-            kept = base.rows()
+            remade = {row.key for row in rows if row.status in _DERIVED}
+            # In-situ rows are made of all visits of a pool at once: those of an older fit say nothing beside new ones.
+            stale = {row.op_id for row in rows if row.status == "measured"}
+            kept = tuple(
+                row
+                for row in base.rows()
+                if row.key not in remade
+                and not (row.method == "in_situ" and row.op_id in stale)
+                and not (row.method == "calibrated" and meta.calibration is not None)
+            )
+            reports = {report.session_id: report for report in (*base.meta.session_reports, *meta.session_reports)}
             meta = replace(
                 meta,
                 spaces=tuple(sorted({*base.meta.spaces, *meta.spaces})),
                 sessions=tuple(sorted({*base.meta.sessions, *meta.sessions})),
+                session_reports=tuple(reports[session_id] for session_id in sorted(reports)),
+                fitted_networks=tuple(sorted({*base.meta.fitted_networks, *meta.fitted_networks})),
+                calibration=base.meta.calibration if meta.calibration is None else meta.calibration,
             )
     merged = merge_rows((*kept, *rows))
+    measured = {row.op_id for row in merged if row.status == "measured"}
+    merged = tuple(row for row in merged if row.evidence != "modelled" or row.op_id not in measured)
+    merged, meta = without_stale(merged, meta)
     quality = meta.quality
     return merged, replace(
         meta,

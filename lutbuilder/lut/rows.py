@@ -47,8 +47,8 @@ def make_rows(
 
     `estimates` are of ops, and of call overheads under the id of the shape's identity op (`overhead_op`), however those
     were measured; pairs, networks and what was never visited give no row. `stop_reasons` is by op_id.
-    latency_ms is the op's estimate minus the call overhead of its input shape; its interval combines both intervals in
-    quadrature and stays above 0.
+    latency_ms is the op's estimate minus the call overhead of its input shape; its interval is the estimate's own
+    (`net_half_ms`), else combines both intervals in quadrature, and stays above 0.
     - An identity's latency_ms is the overhead itself, its call_overhead_ms null: it is one, it does not have one.
     - An op not above its overhead gets LATENCY_FLOOR_MS, an upper end that still holds its uncertainty, and a reason:
       a network can still be summed, and the row says that the value is a floor.
@@ -93,7 +93,10 @@ def _common(op: OpSpec, estimate: OpEstimate | None, failure: FailureOfOp | None
             "n_rounds": int(estimate.n_rounds),
             "n_instances": int(estimate.n_instances),
             "n_sessions": int(estimate.n_sessions),
+            "n_agents": int(estimate.n_agents),
             "test_retest": None if estimate.test_retest is None else float(estimate.test_retest),
+            "residual_mad": float(estimate.residual_mad),
+            "session_sd": None if estimate.session_sd is None else float(estimate.session_sd),
             "preempted_fraction": float(estimate.preempted_fraction),
             "bimodal": bool(estimate.bimodal),
         }
@@ -134,7 +137,10 @@ def _net(op: OpSpec, estimate: OpEstimate, by_id: Mapping[str, OpEstimate], reas
         "exec_w_bits": op.w_bits,
         "exec_a_bits": op.a_bits,
     }
-    if low is not None and high is not None and overhead_low is not None and overhead_high is not None:
+    if estimate.net_half_ms is not None:
+        columns["latency_lo_ms"] = max(net_ms - estimate.net_half_ms, LATENCY_FLOOR_MS)
+        columns["latency_hi_ms"] = max(net_ms + estimate.net_half_ms, LATENCY_FLOOR_MS)
+    elif low is not None and high is not None and overhead_low is not None and overhead_high is not None:
         # The difference is lowest where the op is at its low end and the overhead at its high end.
         columns["latency_lo_ms"] = max(net_ms - hypot(low, overhead_high), LATENCY_FLOOR_MS)
         columns["latency_hi_ms"] = max(net_ms + hypot(high, overhead_low), LATENCY_FLOOR_MS)

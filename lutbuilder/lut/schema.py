@@ -2,6 +2,9 @@
 
 History of the schema; a golden file of each (tests/golden/lut-schema-N.parquet) is never regenerated, loads for ever.
   1  lutbuilder 0.1: groups key, cost, trust and knowledge; one JSON footer under `lutbuilder`; content hash over both.
+  2  lutbuilder 0.2: columns n_agents, residual_mad, session_sd, throttled_fraction, settled; footer fields
+     fitted_networks, calibration, noisy, session_reports, drift_trace and more of quality, whose widths are of ops
+     alone: schema 1 mixed those of call overheads into them. Files of schema 1 read with nulls and defaults instead.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 from numpy.typing import NDArray
 
 from lutbuilder.campaign.spec import Target
+from lutbuilder.lut.monotone import monotone_pairs
 from lutbuilder.op import OpSpec
+from lutbuilder.stats.sessions import SessionReport
 from lutbuilder_agent.errors import LutTooNew, SpecError
 from lutbuilder_agent.records import CACHES, Fingerprint, Plan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FOOTER_KEY = b"lutbuilder"
 UPGRADE = "pip install --upgrade lutbuilder"
 
@@ -39,6 +44,8 @@ EVIDENCES: tuple[str, ...] = get_args(Evidence)  # most direct knowledge first: 
 METHODS: tuple[str, ...] = get_args(Method)
 EXEC_STATUSES: tuple[str, ...] = get_args(ExecStatus)
 WITHOUT_LATENCY = ("unsupported", "failed")
+Status = Literal["measured", "calibrated", "imputed", "failed", "unsupported", "imported", "modelled", "rtl_sim"]
+MAX_TRACE = 200  # points of drift_trace: enough to see a throttle ramp, little beside the rows
 
 ColumnType = Literal["string", "int64", "float64", "bool"]
 Group = Literal["key", "cost", "trust", "knowledge"]
@@ -55,13 +62,17 @@ _MAX_INT = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a LUT; the unit is in its name. `doc` says what a name alone does not."""
+    """One column of a LUT; the unit is in its name. `doc` says what a name alone does not.
+
+    `since` is the schema it came with: later ones than the first are nullable, and null in files of older schemas.
+    """
 
     name: str
     type: ColumnType
     group: Group
     nullable: bool = False
     doc: str = ""
+    since: int = 1
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -103,9 +114,37 @@ COLUMNS: tuple[Column, ...] = (
     Column("n_rounds", "int64", "trust"),
     Column("n_instances", "int64", "trust"),
     Column("n_sessions", "int64", "trust"),
+    Column("n_agents", "int64", "trust", nullable=True, since=2),
     Column("test_retest", "float64", "trust", nullable=True, doc="relative difference of even and odd rounds"),
-    Column("preempted_fraction", "float64", "trust", nullable=True),
+    Column(
+        "residual_mad",
+        "float64",
+        "trust",
+        nullable=True,
+        doc="relative spread of single visits, machine drift taken out: 1.4826 MAD of log time",
+        since=2,
+    ),
+    Column(
+        "session_sd",
+        "float64",
+        "trust",
+        nullable=True,
+        doc="standard deviation of log time between sessions, their scales tied; null for one session",
+        since=2,
+    ),
+    Column("preempted_fraction", "float64", "trust", nullable=True, doc="of the calls"),
+    Column(
+        "throttled_fraction",
+        "float64",
+        "trust",
+        nullable=True,
+        doc="of the calls; null where the device has no throttle counters",
+        since=2,
+    ),
     Column("bimodal", "bool", "trust", nullable=True),
+    Column(
+        "settled", "bool", "trust", nullable=True, doc="whether warm-up ended before the counted calls began", since=2
+    ),
     Column("stop_reason", "string", "trust", nullable=True),
     Column("evidence", "string", "knowledge"),
     Column("method", "string", "knowledge"),
@@ -119,6 +158,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in COLUMNS)
 _OP_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(OpSpec))
+_FRACTIONS = ("preempted_fraction", "throttled_fraction")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +199,14 @@ class Row:
     n_rounds: int = 0
     n_instances: int = 0
     n_sessions: int = 0
+    n_agents: int | None = None
     test_retest: float | None = None
+    residual_mad: float | None = None
+    session_sd: float | None = None
     preempted_fraction: float | None = None
+    throttled_fraction: float | None = None
     bimodal: bool | None = None
+    settled: bool | None = None
     stop_reason: str | None = None
     evidence: str = "measured"
     method: str = "isolated"
@@ -190,12 +235,14 @@ class Row:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SpecError(f"{where}: {name} must be positive, got {value}")
-        for name in ("call_overhead_ms", "energy_mj", "test_retest", "preempted_fraction"):
+        for name in ("call_overhead_ms", "energy_mj", "test_retest", "residual_mad", "session_sd", *_FRACTIONS):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise SpecError(f"{where}: {name} must not be negative, got {value}")
-        if self.preempted_fraction is not None and self.preempted_fraction > 1:
-            raise SpecError(f"{where}: preempted_fraction is a fraction, got {self.preempted_fraction}")
+        for name in _FRACTIONS:
+            value = getattr(self, name)
+            if value is not None and value > 1:
+                raise SpecError(f"{where}: {name} is a fraction, got {value}")
         if (self.latency_ms is None) != (self.exec_status in WITHOUT_LATENCY):
             raise SpecError(f"{where}: latency_ms {self.latency_ms} does not go with exec_status {self.exec_status}")
         if self.latency_ms is None and not self.reason:
@@ -223,6 +270,15 @@ class Row:
         return (self.op_id, self.evidence, self.method)
 
     @property
+    def status(self) -> Status:
+        """What kind of value this is, in one word: a calibrated or imputed one is never called measured."""
+        if self.exec_status == "failed" or self.exec_status == "unsupported":
+            return cast(Status, self.exec_status)
+        if self.method == "calibrated" or self.method == "imputed":
+            return cast(Status, self.method)
+        return cast(Status, self.evidence)
+
+    @property
     def half_width(self) -> float | None:
         """Half the 95 % interval relative to `latency_ms`; None without an interval."""
         if self.latency_ms is None or self.latency_lo_ms is None or self.latency_hi_ms is None:
@@ -234,19 +290,34 @@ class Row:
         return tuple(getattr(self, name) for name in COLUMN_NAMES)
 
 
+def measured_ops(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the measured row of every op, call overheads left out; of several the one nearest to whole networks."""
+    ops = [row for row in rows if row.status == "measured" and row.kind != "identity"]
+    return tuple({row.op_id: row for row in sorted(ops, key=lambda row: METHODS.index(row.method))}.values())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualitySummary:
-    """How good a version is. Half widths and test-retest are relative; None where too few rounds or nothing measured.
+    """How good a version is. Widths, test-retest and residual MAD are relative; None where nothing says.
 
-    The first five follow from the rows (`of`); the rest describes the newest campaign: fraction of its wall time inside
-    timed visits, its wall time in seconds, rounds and sessions.
+    Those from `n_rows` to `n_monotone_violations` follow from the rows (`of`): from measured ops, but for the two of
+    call overheads, which take microseconds, so that their relative widths say little about the table. The rest
+    describes the newest campaign: fraction of its wall time inside timed visits, its wall time in seconds, rounds and
+    sessions.
     """
 
     n_rows: int = 0
     n_failed: int = 0
     median_half_width: float | None = None
     max_half_width: float | None = None
+    median_overhead_half_width: float | None = None
+    max_overhead_half_width: float | None = None
     median_test_retest: float | None = None
+    median_residual_mad: float | None = None
+    bimodal_fraction: float | None = None  # of the ops
+    preempted_fraction: float | None = None  # of the calls, mean over ops
+    n_monotone_pairs: int | None = None  # ops that differ in kernel, expansion, channels or bits alone
+    n_monotone_violations: int | None = None  # of which the larger is faster by more than the intervals allow
     timed_fraction: float | None = None
     wall_s: float | None = None
     rounds: int | None = None
@@ -262,15 +333,28 @@ class QualitySummary:
         rounds: int | None = None,
         sessions: int | None = None,
     ) -> QualitySummary:
-        """Summarise `rows`. Call overhead rows count; they are measured like any op."""
-        widths = [row.half_width for row in rows if row.half_width is not None]
-        retests = [row.test_retest for row in rows if row.test_retest is not None]
+        """Summarise `rows`."""
+        ops = measured_ops(rows)
+        widths = _known(row.half_width for row in ops)
+        overheads = _known(row.half_width for row in rows if row.status == "measured" and row.kind == "identity")
+        retests = _known(row.test_retest for row in ops)
+        residuals = _known(row.residual_mad for row in ops)
+        preempted = _known(row.preempted_fraction for row in ops)
+        bimodal = [row.bimodal for row in ops if row.bimodal is not None]
+        pairs = monotone_pairs(ops)
         return cls(
             n_rows=len(rows),
             n_failed=sum(row.latency_ms is None for row in rows),
-            median_half_width=float(median(widths)) if widths else None,
-            max_half_width=float(max(widths)) if widths else None,
-            median_test_retest=float(median(retests)) if retests else None,
+            median_half_width=median(widths) if widths else None,
+            max_half_width=max(widths, default=None),
+            median_overhead_half_width=median(overheads) if overheads else None,
+            max_overhead_half_width=max(overheads, default=None),
+            median_test_retest=median(retests) if retests else None,
+            median_residual_mad=median(residuals) if residuals else None,
+            bimodal_fraction=sum(bimodal) / len(bimodal) if bimodal else None,
+            preempted_fraction=sum(preempted) / len(preempted) if preempted else None,
+            n_monotone_pairs=len(pairs),
+            n_monotone_violations=sum(pair.violated for pair in pairs),
             timed_fraction=timed_fraction,
             wall_s=wall_s,
             rounds=rounds,
@@ -278,12 +362,18 @@ class QualitySummary:
         )
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [float(value) for value in values if value is not None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LutMeta:
     """The footer: where a table comes from and what it speaks for. Publishing fills in version, parent, hash, quality.
 
-    `name` is the folder below luts/, by default `target.lut_name`. `validation` is JSON-able and says itself which
-    version it speaks about. `created` is ISO 8601 in UTC; the caller owns the clock.
+    `name` is the folder below luts/, by default `target.lut_name`. `validation` and `calibration` are JSON-able; each
+    says itself what it speaks about. `created` is ISO 8601 in UTC; the caller owns the clock. `noisy` names the rules
+    of the gate that this version fails (lutbuilder.lut.lint). `drift_trace` is the newest campaign's machine: seconds
+    since its first visit, and its speed relative to the typical (0.6: calls take 1 / 0.6 as long).
     """
 
     target: Target
@@ -304,6 +394,11 @@ class LutMeta:
     sessions: tuple[str, ...] = ()
     stop_reason: str | None = None
     conditions: str = ""
+    fitted_networks: tuple[str, ...] = ()  # ids of networks that any row was ever fitted to; never validated with
+    calibration: Mapping[str, Any] | None = None
+    noisy: tuple[str, ...] = ()
+    session_reports: tuple[SessionReport, ...] = ()
+    drift_trace: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -315,9 +410,12 @@ class LutMeta:
             raise SpecError(f"created must be ISO 8601 in UTC like 2025-01-31T12:00:00Z, got {self.created!r}")
         if self.version < 0:
             raise SpecError(f"version must not be negative, got {self.version}")
-        if self.validation is not None:
-            # What is written must be what is read: tuples become lists and keys strings before anybody compares.
-            object.__setattr__(self, "validation", _plain(self.validation))
+        if len(self.drift_trace) > MAX_TRACE:
+            raise SpecError(f"drift_trace has at most {MAX_TRACE} points, got {len(self.drift_trace)}")
+        for name in ("validation", "calibration"):
+            if getattr(self, name) is not None:
+                # What is written must be what is read: tuples become lists and keys strings before anybody compares.
+                object.__setattr__(self, name, _plain(getattr(self, name)))
 
     def footer(self) -> dict[str, Any]:
         """Return the JSON value kept in the file."""
@@ -333,10 +431,23 @@ _NAME_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 
 
-def arrow_schema() -> pa.Schema:
-    """Return the pyarrow schema of the rows, without the footer."""
+def arrow_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Return the pyarrow schema of the rows of a schema version, without the footer."""
     types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-    return pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in COLUMNS])
+    return pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in COLUMNS if c.since <= version])
+
+
+def upgraded(table: pa.Table) -> pa.Table:
+    """Return a table of any past schema with the columns of this one; those it lacks are null."""
+    schema = arrow_schema()
+    if table.schema.names == schema.names:
+        return table
+    there = set(table.schema.names)
+    arrays = [
+        table.column(field.name) if field.name in there else pa.nulls(table.num_rows, type=field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:

@@ -35,8 +35,9 @@ from lutbuilder.lut.schema import (
     content_sha256,
     parse_json,
     rows_to_table,
+    upgraded,
 )
-from lutbuilder_agent.errors import LutCorrupt, LutError, LutNotFound, LutNotWritable, LutTooNew, SpecError
+from lutbuilder_agent.errors import LutCorrupt, LutError, LutNoisy, LutNotFound, LutNotWritable, LutTooNew, SpecError
 from lutbuilder_agent.records import Timing
 
 _VERSION_FILE = re.compile(r"v(\d{4,9})\.parquet")
@@ -50,6 +51,7 @@ _SAMPLES_SCHEMA = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in (*_OF_VISIT, "op_id")),
         *(pa.field(name, pa.int64(), nullable=False) for name in ("round", "order", "instance", "start_ns")),
         *(pa.field(name, pa.list_(pa.int64()), nullable=False) for name in ("warmup_ns", "samples_ns", "preempted")),
+        pa.field("throttled", pa.list_(pa.int64())),  # null where the device has no throttle counters
     ]
 )
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK})
@@ -164,8 +166,9 @@ def read_lut(path: Path) -> tuple[pa.Table, LutMeta]:
 
 
 def encode_lut(rows: Iterable[Row], meta: LutMeta) -> bytes:
-    """Return the bytes of a LUT file; its footer carries `meta` with the content hash filled in."""
+    """Return the bytes of a LUT file; its footer carries `meta` with schema version and content hash filled in."""
     table = rows_to_table(rows)
+    meta = replace(meta, schema_version=SCHEMA_VERSION)  # whatever file it was read from
     meta = replace(meta, content_sha256=content_sha256(table, meta.footer()))
     sink = io.BytesIO()
     footer = canonical_json(meta.footer())
@@ -194,7 +197,7 @@ def decode_lut(raw: bytes) -> tuple[pa.Table, LutMeta]:
     if version > SCHEMA_VERSION:
         raise LutTooNew(f"is of schema {version}; this lutbuilder reads up to {SCHEMA_VERSION}. Upgrade: {UPGRADE}")
     try:
-        if not file.schema_arrow.equals(arrow_schema(), check_metadata=False):
+        if not file.schema_arrow.equals(arrow_schema(version), check_metadata=False):
             raise LutCorrupt(f"does not have the columns of schema {version}")
         table = file.read(use_threads=False).combine_chunks()
         found = content_sha256(table, footer)
@@ -208,7 +211,7 @@ def decode_lut(raw: bytes) -> tuple[pa.Table, LutMeta]:
         raise LutTooNew(f"was written by lutbuilder {footer.get('tool_version')}: {error}") from error
     except SpecError as error:
         raise LutCorrupt(f"has a malformed footer ({error})") from error
-    return table.replace_schema_metadata(None), meta
+    return upgraded(table.replace_schema_metadata(None)), meta
 
 
 def publish(
@@ -218,6 +221,7 @@ def publish(
     folder: Path,
     base: Lut | None = None,
     new_conditions: bool = False,
+    accept_noisy: bool = True,
     files: FileCalls | None = None,
 ) -> Lut:
     """Publish the next version of LUT `meta.name` below `folder`, resting on its newest version and `rows`; return it.
@@ -225,14 +229,23 @@ def publish(
     Atomic and durable: a reader sees the whole version or none, and what was returned survives a power cut. Any number
     of processes may publish at once: who loses a number merges onto the winner and tries the next, so nothing is lost.
     `base` is what the rows were collected against; it spares a read if it is still the newest, and is the parent of the
-    first version in a folder that has none. Raises LutConflict as `merge` does, LutNotWritable naming the folder
-    (nothing is left behind there), LutCorrupt if the newest version is.
+    first version in a folder that has none. A version that fails the gate (lutbuilder.lut.lint, rules L9xx) is marked
+    with those rules; without `accept_noisy` it is not published at all, which raises LutNoisy with the reasons.
+    Raises LutConflict as `merge` does, LutNotWritable naming the folder (nothing is left behind there), LutCorrupt if
+    the newest version is.
     """
+    from lutbuilder.lut.lint import failed_gate
+
     files = files or FileCalls()
     home = folder / meta.name
     for _ in range(_MOST_RACES):
         parent = _parent(home, base, files)
         merged, merged_meta = merge(parent, rows, meta, new_conditions=new_conditions)
+        failed = failed_gate(merged, merged_meta)
+        if failed and not accept_noisy:
+            told = "; ".join(f"{finding.rule}: {finding.message}" for finding in failed)
+            raise LutNoisy(f"{meta.name} would be too noisy to publish: {told}")
+        merged_meta = replace(merged_meta, noisy=tuple(sorted({finding.rule for finding in failed})))
         path = home / _file_name(merged_meta.version)
         won = _write_whole(path, encode_lut(merged, merged_meta), files)
         if won:

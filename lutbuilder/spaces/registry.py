@@ -26,6 +26,16 @@ SPACES: Mapping[str, Entry] = {
         summary="ProxylessNAS, 21 layers of k{3,5,7} x e{3,6} or nothing, 224 x 224 (Cai et al., ICLR 2019)",
         variants=("w1.0", "w1.1", "w1.2", "w1.3", "w1.4"),
     ),
+    "amc": Entry(
+        path="lutbuilder.spaces.grid:amc",
+        summary="MobileNetV1 with pruned channels, 14 widths of multiples of 8 (He et al., ECCV 2018)",
+        variants=("v1", "ladder"),
+    ),
+    "netadapt": Entry(
+        path="lutbuilder.spaces.grid:netadapt",
+        summary="MobileNetV1 with pruned channels, all multiples of 8 or 32 (Yang et al., ECCV 2018)",
+        variants=("step8", "step32"),
+    ),
 }
 ALIASES: Mapping[str, str] = {"proxyless_search": "proxyless"}
 

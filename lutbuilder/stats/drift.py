@@ -19,6 +19,7 @@ from lutbuilder.stats.records import Visits
 WINDOW = 15  # visits, about a train; docs/decisions/0003 compares windows on recorded visits
 _MAX_STEPS = 30
 _MAX_POLISH = 100
+_TORN = 8.0  # times the typical gap between the medians with and without a visit itself
 _SETTLED = 1e-5  # relative: a hundredth of the tightest interval anyone asks for
 
 
@@ -161,11 +162,15 @@ def _running_median(values: NDArray[np.float64], window: int) -> NDArray[np.floa
 
 
 def _median_of_others(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Return the running median without the value in the middle; of fewer than three values, the value itself."""
+    """Return the running median without the value in the middle, unless it decides; of less than three, the value."""
     half = min(window | 1, len(values) - (1 - len(values) % 2)) // 2
     others: NDArray[np.float64] = values.copy()
     if half < 1:
         return others
     around = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="reflect"), 2 * half + 1)
     others = np.median(np.delete(around, half, axis=1), axis=1)
-    return others
+    # Where the machine changes its speed the others are of two speeds and their median is of neither: the value itself
+    # tells which one it belongs to.
+    with_it = _running_median(values, window)
+    gap = np.abs(others - with_it)
+    return np.where(gap > _TORN * np.median(gap), with_it, others)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,9 @@ from lutbuilder_agent.errors import ShapeError
 class Visits:
     """Columns of equal length n, one entry a visit; `op` and `session` index `op_ids` and `session_ids`.
 
-    `block_ns` is the visit's median over calls that were not preempted, in ns per call; `p90_ns` its 90th percentile;
-    `start_ns` counts within the session. Order of visits does not matter.
+    `block_ns` is the visit's median over calls that were not disturbed, in ns per call; `p90_ns` its 90th percentile;
+    `start_ns` counts within the session. Order of visits does not matter. `session_agents` names the agent of every
+    session, parallel to `session_ids`; empty: one agent made them all.
     """
 
     op_ids: tuple[str, ...]
@@ -30,11 +32,14 @@ class Visits:
     p90_ns: NDArray[np.float64]
     n_calls: NDArray[np.int64]
     n_preempted: NDArray[np.int64]
+    session_agents: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in COLUMNS}
         if len(set(lengths.values())) > 1:
             raise ShapeError(f"columns of visits differ in length: {lengths}")
+        if self.session_agents and len(self.session_agents) != len(self.session_ids):
+            raise ShapeError(f"{len(self.session_agents)} agents named for {len(self.session_ids)} sessions")
         if len(self.block_ns) and not (np.isfinite(self.block_ns).all() and self.block_ns.min() > 0):
             raise ShapeError("block_ns must be finite and positive")
 
@@ -43,9 +48,7 @@ class Visits:
 
     def take(self, keep: NDArray[np.bool_]) -> Visits:
         """Return the visits where `keep` is true; ops and sessions keep their numbers."""
-        return Visits(
-            op_ids=self.op_ids, session_ids=self.session_ids, **{name: getattr(self, name)[keep] for name in COLUMNS}
-        )
+        return replace(self, **{name: getattr(self, name)[keep] for name in COLUMNS})
 
 
 COLUMNS = (
@@ -58,7 +61,12 @@ class OpEstimate:
     """One op's cost with its uncertainty, call overhead still inside; times in ms, fractions from 0 to 1.
 
     `lo_ms` and `hi_ms` bound the 95 % interval; both None below 6 rounds. `test_retest` is the relative difference of
-    the estimates from even and from odd rounds; None below 4 rounds, or where all are even or all odd.
+    the estimates from even and from odd rounds; None below 4 rounds, or where all are even or all odd. `residual_mad`
+    is the spread of single visits that the fit leaves, 1.4826 MAD of log time. `session_sd` is the standard deviation
+    of log time between sessions once their scales are tied, shrunk over the ops; None for one session. `freedom` is the
+    interval's degrees of freedom: half of it is `stdtrit(freedom, 0.975)` standard errors. `net_half_ms` is half the
+    95 % interval of the time less its call overhead, which is known from some of the same visits; None where the
+    overhead or one of the intervals is not known.
     """
 
     op_id: str
@@ -73,6 +81,11 @@ class OpEstimate:
     test_retest: float | None
     preempted_fraction: float
     bimodal: bool
+    residual_mad: float
+    session_sd: float | None = None
+    n_agents: int = 1
+    freedom: float = inf
+    net_half_ms: float | None = None
 
     @property
     def half_width(self) -> float | None:

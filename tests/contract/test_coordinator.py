@@ -439,6 +439,39 @@ def test_the_last_round_ends_the_batch(bench: Bench) -> None:
     assert bench.store.campaign(SPEC.key).reason == "max_rounds"
 
 
+def test_a_batch_that_is_not_done_is_leased_anew_after_every_phase(bench: Bench) -> None:
+    bench.stop()
+    spec = replace(SPEC, lease_rounds=2)
+    bench.start(spec=spec)
+    session_id = bench.api.register(HELLO).session_id
+    seen = []
+    for _ in range(3):
+        lease = bench.lease(session_id)
+        last = lease.first_round + lease.rounds - 1
+        stops = [bench.api.report(_report(session_id, lease, n)).stop for n in range(lease.first_round, last + 1)]
+        seen.append((lease.lease_id, lease.first_round, lease.rounds, stops, len(lease.ops)))
+    assert len({lease_id for lease_id, *_ in seen}) == 3
+    assert [phase for _, *phase in seen] == [[0, 2, [False, True], 3], [2, 2, [False, True], 3], [4, 1, [True], 3]]
+    state = bench.store.campaign(spec.key)
+    assert (state.state, state.reason, state.rounds) == ("done", "max_rounds", 5)
+    assert bench.store.active_leases(spec.key) == ()
+
+
+def test_a_phase_that_ended_is_known_after_a_restart(bench: Bench) -> None:
+    bench.stop()
+    spec = replace(SPEC, lease_rounds=2)
+    bench.start(spec=spec)
+    session_id, lease = bench.join()
+    for number in range(2):
+        bench.api.report(_report(session_id, lease, number))
+    bench.stop()
+    bench.start(spec=spec)
+    again = bench.lease(session_id)
+    assert again.lease_id != lease.lease_id
+    assert (again.first_round, again.rounds) == (2, 2)
+    assert bench.api.report(_report(session_id, lease, 1)).stop, "the acknowledgement was lost, say"
+
+
 def test_a_campaign_that_its_decision_finishes_stops_its_agent(bench: Bench) -> None:
     def decide(campaign_id: str, report: Report) -> Decision:
         bench.store.finish_campaign(campaign_id, "budget", bench.now_s)

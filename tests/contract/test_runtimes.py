@@ -401,6 +401,12 @@ def test_a_probe_runs_an_op_and_tells_the_version(reports: dict[str, RuntimeRepo
     assert report.available, report.reason
     assert report.reason == ""
     assert report.version == load(name, threads=1).version()
+    assert report.timer_overhead_ns is not None
+    assert report.timer_quantum_ns is not None
+    if name == "simulated":
+        assert (report.timer_overhead_ns, report.timer_quantum_ns) == (0, 0), "virtual time passes in calls only"
+    else:
+        assert report.timer_quantum_ns > 0
 
 
 def test_a_probe_survives_a_runtime_that_crashes() -> None:
@@ -420,6 +426,7 @@ def test_a_probe_reports_the_runtimes_own_words() -> None:
     report = probe("simulated", options={"unsupported": PROBE_GRAPH.key[:12]})
     assert not report.available
     assert "told not to support" in report.reason
+    assert (report.timer_overhead_ns, report.timer_quantum_ns) == (None, None)
 
 
 def test_a_probe_of_an_alias_reports_the_canonical_name() -> None:

@@ -61,6 +61,7 @@ def test_collect_publishes_a_table_that_is_the_simulated_truth(collected: tuple[
         assert row.n_rounds == ended.json["rounds"]
         assert row.call_overhead_ms == pytest.approx(OVERHEAD_MS, abs=0.01 * max(map(truth_ms, OPS)))
         assert row.n_instances == 3, op.label()
+        assert row.settled is not False, "a simulated op has no warm-up"
 
 
 def test_the_sum_of_the_table_is_the_time_of_whole_networks(collected: tuple[Desk, Ended]) -> None:
@@ -74,6 +75,7 @@ def test_the_sum_of_the_table_is_the_time_of_whole_networks(collected: tuple[Des
 def test_a_table_says_where_it_comes_from_and_keeps_its_raw_visits(collected: tuple[Desk, Ended]) -> None:
     desk, ended = collected
     lut = desk.lut(1)
+    assert lut.meta.conditions.endswith("timer 0 ns a reading in steps of 0 ns"), "virtual time passes in calls only"
     assert (lut.meta.target.runtime, lut.meta.target.device, lut.meta.spaces) == (
         "simulated",
         "simulated",

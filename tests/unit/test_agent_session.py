@@ -675,7 +675,7 @@ def test_a_round_too_large_for_one_message_arrives_in_parts_within_the_limit(ben
     from lutbuilder_agent.wire.api import REPORT_BYTES
     from lutbuilder_agent.wire.convert import report_to_bytes
 
-    slow = tuple([1 << 61] * 150_000)
+    slow = tuple([1 << 61] * 120_000)
     bench.worker.sample = lambda op_id, round: slow
     bench.coordinator.leases = [lease(n_ops=4, rounds=1)]
     bench.run()
@@ -684,6 +684,9 @@ def test_a_round_too_large_for_one_message_arrives_in_parts_within_the_limit(ben
     assert all(len(report_to_bytes(part)) <= REPORT_BYTES for part in parts)
     assert sum(len(part.timings) for part in parts) == 4
     assert bench.waiting() == []
+    every = tuple(range(len(slow)))
+    worst = [replace(timing, preempted=every, throttled=every) for timing in parts[0].timings]
+    assert len(report_to_bytes(replace(parts[0], timings=tuple(worst)))) <= REPORT_BYTES
 
 
 # --- what the agent weighs

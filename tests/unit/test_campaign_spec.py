@@ -31,6 +31,22 @@ SPEC = CampaignSpec(
     max_rounds=400,
 )
 
+STORED = """
+{"space": "proxyless", "env_id": "0123456789abcdef", "runtime_version": "1.20.0", "budget_s": 180.0, "precision":
+0.01, "max_rounds": 400, "purpose": "collect", "repeat": 0, "target": {"device": "example-cpu", "runtime":
+"onnxruntime", "dtype": "fp32", "batch": 1, "threads": 1, "cache": "rotating"}, "plan": {"runtime": "onnxruntime",
+"threads": 1, "cache": "hot", "train_ops": 1, "instances": 3, "min_calls": 3, "warmup_calls": 1, "min_block_ns":
+12000000, "max_calls": 200, "op_timeout_ns": 60000000000, "seed": 0, "options": [["a", "1"]]}, "ops": [{"op_id":
+"5b9f7f478163414e", "role": "op", "ops": [{"height": 8, "in_channels": 8, "kind": "conv", "out_channels": 8,
+"width": 8}], "batch": 0, "every": 1}, {"op_id": "pair-5b9f7f478163414e-f04a82d2763af089", "role": "pair", "ops":
+[{"height": 8, "in_channels": 8, "kind": "conv", "out_channels": 8, "width": 8}, {"height": 8, "in_channels": 8,
+"kind": "conv", "out_channels": 16, "width": 8}], "batch": 0, "every": 1}, {"op_id": "net-61b74ca9f95960a5", "role":
+"network", "ops": [{"height": 8, "in_channels": 8, "kind": "conv", "out_channels": 8, "width": 8}, {"height": 8,
+"in_channels": 8, "kind": "conv", "out_channels": 8, "width": 8}, {"height": 8, "in_channels": 8, "kind": "conv",
+"out_channels": 16, "width": 8}], "batch": 0, "every": 2}]}
+"""  # SPEC as the first release stored it; never regenerated
+STORED_KEY = "8278039bb474f737"
+
 _names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=12).map(lambda text: f"x{text}")
 
 
@@ -74,6 +90,10 @@ def specs(draw: st.DrawFn) -> CampaignSpec:
         max_rounds=draw(st.integers(1, 10_000)),
         purpose=draw(st.sampled_from(["collect", "validate"])),
         repeat=draw(st.integers(0, 100)),
+        lease_rounds=draw(st.integers(0, 100)),
+        sessions=draw(st.integers(1, 5)),
+        agents=draw(st.integers(1, 5)),
+        networks_sha256=draw(st.sampled_from(["", "ab" * 32])),
     )
 
 
@@ -83,6 +103,12 @@ def test_a_spec_survives_json(spec):
     again = CampaignSpec.from_canonical(json.loads(json.dumps(spec.canonical())))
     assert again == spec
     assert again.key == spec.key
+
+
+def test_a_spec_stored_before_a_field_existed_is_read_and_keeps_its_key():
+    found = CampaignSpec.from_canonical(json.loads(STORED))
+    assert found == SPEC
+    assert found.key == STORED_KEY
 
 
 def test_the_key_is_16_hex_digits_and_does_not_move():
@@ -103,6 +129,10 @@ CHANGED: dict[str, Any] = {
     "max_rounds": 401,
     "purpose": "validate",
     "repeat": 1,
+    "lease_rounds": 12,
+    "sessions": 3,
+    "agents": 2,
+    "networks_sha256": "ab" * 32,
 }
 CHANGED_TARGET: dict[str, Any] = {
     "device": "b",
@@ -126,7 +156,7 @@ CHANGED_PLAN: dict[str, Any] = {
     "seed": 1,
     "options": (("a", "2"),),
 }
-CHANGED_OP: dict[str, Any] = {"op_id": "b", "role": "network", "ops": (NEXT,), "batch": 1, "every": 2}
+CHANGED_OP: dict[str, Any] = {"op_id": "b", "role": "network", "ops": (NEXT,), "batch": 1, "every": 2, "use": 0.5}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(CampaignSpec)])

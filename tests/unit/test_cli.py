@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lutbuilder.campaign.request import Progress
+from lutbuilder.campaign.request import CollectRequest, Progress, command_line
 from lutbuilder.campaign.spec import Target
 from lutbuilder.campaign.state import STORE_NAME, state_folder
 from lutbuilder.cli import values
@@ -25,7 +26,8 @@ from lutbuilder.coordinator.store import Store
 from lutbuilder.doctor import Check, check_folder, check_load, check_python, check_runtimes
 from lutbuilder.lut import LutMeta, Row, publish
 from lutbuilder.op import OpSpec
-from lutbuilder.stats.quality import NetworkResult, ValidationReport, accuracy
+from lutbuilder.stats.quality import NetworkResult, ValidationReport, accuracy, deciles, excess
+from lutbuilder.stats.sessions import SessionReport
 from lutbuilder_agent.errors import LutbuilderError, NoAgent, SpecError
 from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, RuntimeReport, Session
 
@@ -35,6 +37,8 @@ COMMANDS = (
     "luts",
     "luts list",
     "luts show",
+    "luts lint",
+    "luts diff",
     "devices",
     "spaces",
     "spaces show",
@@ -242,6 +246,9 @@ def test_the_version_is_the_package_version(cli):
         ("validate x --random -1", 65, "--random must be from 0"),
         ("luts show nothing/here", 66, "error[lut_not_found]: no LUT 'nothing/here'"),
         ("luts show", 66, "collect one: lutbuilder collect --device cpu"),
+        ("luts lint", 66, "collect one: lutbuilder collect --device cpu"),
+        ("luts lint nothing/here", 66, "error[lut_not_found]: no LUT 'nothing/here'"),
+        ("luts diff nothing/here nothing/there", 66, "error[lut_not_found]"),
         ("spaces show nothing", 64, "error[unknown_name]"),
         ("collect --nonsense", 2, "nonsense"),
         ("frobnicate", 2, "frobnicate"),
@@ -511,11 +518,40 @@ def a_report() -> ValidationReport:
 def test_a_validated_table_shows_its_error_beside_the_floors(cli, tmp_path):
     publish([a_row()], a_meta(validation=a_report().to_json()), folder=tmp_path / "luts")
     out = cli("luts show")[1]
-    assert re.search(r"sum of the table +1\.00 % \(1\.00 to 1\.00\) ", out)
-    assert "3 searched, 9 random, 7.000 to 20.000 ms" in out
+    assert re.search(r"table with this session's op visits pooled in +1\.00 % \(1\.00 to 1\.00\) ", out)
+    assert "3 searched, 9 random, 7.000 to 20.000 ms, 3 instances each" in out
     assert "test-retest 0.40 %, between instances of a network 0.85 %, of an op 1.30 %" in out
-    assert "table as published before" not in out
+    assert "table as published " not in out
+    assert "excess error" not in out
     assert re.search(r"onnxruntime-fp32-bs1 .* 1\.00 %", cli("luts list")[1])
+
+
+def test_a_full_report_names_both_tables_both_noises_and_both_ends(cli, tmp_path):
+    report = a_report()
+    tenths = deciles(np.linspace(7.07, 20.2, 12), np.linspace(7.0, 20.0, 12))
+    full = replace(
+        report, table="test-cpu-1/onnxruntime-fp32-bs1@3", published=report.lut_sum, calibrated=report.lut_sum,
+        flops_linear_held_out=report.lut_sum, depth_linear_held_out=report.lut_sum, fastest=tenths[0],
+        slowest=tenths[-1], truth_noise=0.004, run_noise=0.007, excess_error=excess(report.lut_sum.mape, 0.004),
+        excess_over_run=excess(report.lut_sum.mape, 0.007), session_scale=1.01, n_fitted=16, seed=1,
+    )  # fmt: skip  # one record, four lines
+    publish([a_row()], a_meta(validation=full.to_json()), folder=tmp_path / "luts")
+    out = cli("luts show")[1]
+    assert re.search(r"table +test-cpu-1/onnxruntime-fp32-bs1@3", out)
+    assert re.search(r"table as published +1\.00 % \(1\.00 to 1\.00\) +2\.50 ", out)
+    assert re.search(r"table as published, calibrated rows +1\.00 %", out)
+    assert re.search(r"baseline: MACs, each network held out +1\.00 %", out)
+    assert "none of the 16 the table was fitted to" in out
+    assert "expected error of a network's measured time 0.40 %, of one preparation of it 0.70 %" in out
+    assert "is 2.50 (2.50 to 2.50) times the truth's error, 1.43 (1.43 to 1.43) times one preparation's" in out
+    assert re.search(r"fastest tenth +7\.000 to 8\.182 ms: MAPE 1\.00 % \(1\.00 to 1\.00\), bias 1\.00 %", out)
+    assert re.search(r"slowest tenth +20\.000 to 20\.000 ms: MAPE 1\.00 %", out)
+    assert "took 1.0100 times as long as the table as published" in out
+
+
+def test_a_list_of_networks_stands_alone(cli):
+    status, _, err = cli("validate x --networks nets.json --random 3")
+    assert (status, "leave out --random and --searched" in err) == (65, True)
 
 
 def test_a_validation_of_another_lutbuilder_is_said_to_be_one(cli, tmp_path):
@@ -525,6 +561,146 @@ def test_a_validation_of_another_lutbuilder_is_said_to_be_one(cli, tmp_path):
     assert "written by another lutbuilder" in out
     assert json.loads(cli("luts show --json")[1])["validation"] == {"novel": 1}
     assert cli("luts list")[0] == 0
+
+
+# --- Lint, diff, gate
+
+
+def forty_ops(factor: float = 1.0, **changes) -> list[Row]:
+    """Rows of ops that differ in two things each, ±1 %; `changes` are of the first one."""
+    rows = []
+    for number in range(40):
+        op = OpSpec(kind="conv", in_channels=3 + number, out_channels=8 + number, height=8, width=8, kernel=3)
+        ms = factor * (1.0 + 0.1 * number)
+        values = {
+            "latency_ms": ms, "latency_lo_ms": 0.99 * ms, "latency_hi_ms": 1.01 * ms, "call_overhead_ms": 0.1,
+            "n_visits": 60, "n_rounds": 20, "n_instances": 3, "n_sessions": 2,
+        }  # fmt: skip  # one record
+        rows.append(Row.of(op, **{**values, **(changes if number == 0 else {})}))
+    return rows
+
+
+def test_lint_ends_with_0_without_errors_and_with_1_where_strict_finds_warnings(cli, tmp_path):
+    publish(forty_ops(bimodal=True), a_meta(spaces=()), folder=tmp_path / "luts")
+    for line in ("luts lint", "luts lint test-cpu-1/onnxruntime-fp32-bs1@1"):
+        status, out, _ = cli(line)
+        assert status == 0
+        assert re.search(
+            r"^test-cpu-1/onnxruntime-fp32-bs1@1: 1 warning\(s\), 1 note\(s\) \(40 rows, 0 pairs\)$", out, re.M
+        )
+        assert re.search(r"^ ?warning +L105 +conv 3x8x8 k3 s1 -> 8 +visits fall into two groups$", out, re.M)
+    assert cli("luts lint --strict")[0] == 1
+
+
+def test_lint_ends_with_1_for_an_error_and_gives_figures_as_json(cli, tmp_path):
+    publish(forty_ops(), a_meta(), folder=tmp_path / "luts")  # says proxyless, has none of it
+    status, out, _ = cli("luts lint --json")
+    (told,) = json.loads(out)["luts"]
+    assert (status, told["counts"]["error"], told["n_rows"]) == (1, 1, 40)
+    found = next(finding for finding in told["findings"] if finding["rule"] == "L401")
+    assert (found["severity"], found["figure"], found["threshold"], found["op_id"]) == ("error", 0.0, 1.0, None)
+
+
+def test_lint_lists_its_rules(cli):
+    assert re.search(r"^ ?L201 +warning +An op is faster than one", cli("luts lint --rules")[1], re.M)
+    rules = json.loads(cli("luts lint --rules --json")[1])["rules"]
+    assert {"id": "L105", "severity": "warning", "name": "bimodal"}.items() <= rules[9].items()
+
+
+def two_tables(tmp_path, **second) -> str:
+    publish(forty_ops(), a_meta(), folder=tmp_path / "a")
+    slower = {name: 1.1 * second.get("factor", 1.0) * ms for name, ms in (
+        ("latency_ms", 1.0), ("latency_lo_ms", 0.99), ("latency_hi_ms", 1.01))}  # fmt: skip  # one mapping
+    publish(forty_ops(second.get("factor", 1.0), **slower), a_meta(**second.get("meta", {})), folder=tmp_path / "b")
+    return " ".join(str(next((tmp_path / name).rglob("v0001.parquet"))) for name in "ab")
+
+
+def test_diff_names_the_slower_op_and_the_scale_of_all(cli, tmp_path):
+    both = two_tables(tmp_path, factor=1.02)
+    status, out, _ = cli(f"luts diff {both}")
+    assert status == 0
+    assert re.search(r"common scale +\+2\.0 % \(.*\), taken out of the rows", out)
+    assert "1 SLOWER, 0 FASTER, 0 UNSURE, 39 SAME at ±2 %, of 40" in out
+    assert re.search(r"^ ?conv 3x8x8 k3 s1 -> 8 +1\.0000 +1\.1220 +\+10\.0 % .* SLOWER$", out, re.M)
+    told = json.loads(cli(f"luts diff {both} --json --absolute --min-effect 1%")[1])
+    assert (told["absolute"], told["min_effect"], len(told["rows"])) == (True, 0.01, 40)
+    assert {row["verdict"] for row in told["rows"]} == {"SLOWER"}
+
+
+def test_diff_writes_a_picture_or_says_why_not(cli, tmp_path):
+    both = two_tables(tmp_path)
+    status, _, err = cli(f"luts diff {both} --svg diff.svg")
+    assert (status, "wrote diff.svg" in err) == (0, True)
+    assert (tmp_path / "diff.svg").read_text(encoding="utf-8").startswith("<svg xmlns=")
+    status, _, err = cli(f"luts diff {both} --svg nowhere/diff.svg")
+    assert (status, "error[lut_not_writable]: cannot write nowhere/diff.svg" in err) == (73, True)
+
+
+def test_diff_of_two_targets_is_a_table_of_ratios(cli, tmp_path):
+    both = two_tables(tmp_path, factor=3.0, meta={"target": Target(device="test-cpu-1", runtime="litert")})
+    out = cli(f"luts diff {both}")[1]
+    assert "runtime onnxruntime -> litert" in out
+    assert "left in the rows" in out
+    assert re.search(r"^ ?conv 4x8x8 k3 s1 -> 9 +1\.1000 +3\.3000 +x 3 +x 2\.96 to x 3\.04 +SLOWER$", out, re.M)
+    assert cli(f"luts diff {both} --min-effect 0")[0] == 65
+
+
+def test_a_noisy_table_is_marked_wherever_it_is_named(cli, tmp_path):
+    rows = [replace(row, latency_lo_ms=None, latency_hi_ms=None, n_rounds=3) for row in forty_ops()]
+    publish(rows, a_meta(spaces=()), folder=tmp_path / "luts")
+    assert re.search(r"onnxruntime-fp32-bs1 .* noisy \(L903\)$", cli("luts list")[1], re.M)
+    assert re.search(r"^ +marks +noisy \(L903\)$", cli("luts show")[1], re.M)
+    assert json.loads(cli("luts list --json")[1])["luts"][0]["noisy"] == ["L903"]
+    status, out, _ = cli("luts lint")
+    assert (status, "40 of 40 measured ops have no interval" in out) == (1, True)
+
+
+def test_a_table_shows_its_sessions_its_machine_and_what_kind_its_rows_are(cli, tmp_path):
+    session = SessionReport(
+        session_id="s1", agent="lab-1", n_visits=40, scale=-0.005, drift_range=0.5, sentinel_residual=0.0125,
+        flagged=False, excluded=False, reason="",
+    )  # fmt: skip  # one record, two lines
+    odd = replace(session, session_id="s2", flagged=True, excluded=True, reason="restless")
+    rows = forty_ops(residual_mad=0.02, settled=False, throttled_fraction=0.25, preempted_fraction=0.125, bimodal=True)
+    rows[1] = replace(rows[1], method="imputed", evidence="modelled", n_visits=0)
+    rows.append(replace(rows[2], method="calibrated"))
+    meta = a_meta(spaces=(), session_reports=(session, odd), drift_trace=((0.0, 1.0), (1.0, 0.5), (2.0, 1.0)))
+    publish(rows, meta, folder=tmp_path / "luts")
+    out = cli("luts show")[1]
+    assert re.search(r"^ +marks +1 calibrated, 1 imputed$", out, re.M)
+    assert re.search(r"^ +rows +41: 39 measured, 1 imputed, 1 calibrated$", out, re.M)
+    assert re.search(r"^ +ops +±1\.0 % median, ±1\.0 % widest$", out, re.M)
+    assert re.search(r"^ +machine +speed 0\.50 to 1\.00 of the typical, over time █▁█$", out, re.M)
+    assert re.search(r"^ ?s1 +lab-1 +40 +-0\.50 % +50\.0 % +1\.25 % +in line$", out, re.M)
+    assert re.search(r"^ ?s2 .* left out: restless$", out, re.M)
+    assert re.search(r"^ ?conv 3x8x8 .* measured, bimodal, not settled, 25\.0 % throttled$", out, re.M)
+    assert re.search(r"^ ?conv 4x8x8 .* imputed$", out, re.M)
+
+
+REQUESTS = {
+    "device": "simulated", "space": "proxyless-w1.3", "runtime": "simulated", "batch": 8, "threads": 2,
+    "budget_s": 90.5, "precision": 0.0005, "max_rounds": 12, "instances": 2, "max_ops": 40, "cache": "hot", "seed": 7,
+    "luts": Path("my tables"), "state_dir": Path("a/b"), "listen": "127.0.0.1:7171", "wait_s": 30.0, "lease_rounds": 5,
+    "sessions": 3, "agents": 2, "carriers": 5, "again": True, "new_conditions": True, "accept_noisy": True,
+    "runtime_options": (("a", "1"), ("b", "x y")),
+}  # fmt: skip  # a value a field
+
+
+def test_the_command_a_refusal_tells_to_type_makes_the_very_same_request(cli, monkeypatch):
+    asked: list[CollectRequest] = []
+
+    def refuse(request, on_progress):
+        asked.append(request)
+        raise NoAgent("nobody")
+
+    monkeypatch.setattr("lutbuilder.campaign.collect.collect", refuse)
+    assert set(REQUESTS) == {field.name for field in fields(CollectRequest)}, "every option is in the test"
+    every = CollectRequest(**REQUESTS)
+    for request in (CollectRequest(), every, *(CollectRequest(**{name: value}) for name, value in REQUESTS.items())):
+        status, _, err = cli(command_line(request).removeprefix("lutbuilder "))
+        assert (status, err.splitlines()[-1]) == (75, "error[no_agent]: nobody")
+        assert asked[-1] == request
+    assert command_line(CollectRequest(), "--accept-noisy") == "lutbuilder collect --accept-noisy"
 
 
 # --- Devices, spaces, agents, doctor

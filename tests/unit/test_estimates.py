@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lutbuilder import spaces
-from lutbuilder.campaign.estimates import call_overheads, half_ms, summarise
+from lutbuilder.campaign.estimates import Variance, call_overheads, half_ms, net_half_ms, summarise
 from lutbuilder.campaign.plan import Shape, campaign_ops, input_shape, overhead_op, pairs
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.lower import lower
@@ -41,6 +41,7 @@ def estimate(op_id: str, time_ms: float, *, half: float | None = 0.01, n_visits:
         test_retest=0.004,
         preempted_fraction=0.0,
         bimodal=False,
+        residual_mad=0.005,
     )
 
 
@@ -72,52 +73,95 @@ def test_a_known_additive_overhead_is_recovered_for_every_shape_with_pairs(seed)
     shapes = {input_shape(second): overhead_op(second).op_id for _, second in pairs(PROXYLESS)}
     assert set(found) == set(shapes.values())
     for shape, identity in shapes.items():
-        assert found[identity].op_id == identity
-        assert found[identity].time_ms == pytest.approx(overhead_ms[shape], rel=1e-6)
+        assert found[identity].estimate.op_id == identity
+        assert found[identity].estimate.time_ms == pytest.approx(overhead_ms[shape], rel=1e-6)
 
 
 def test_a_pair_of_equal_ops_counts_its_op_twice():
     found = call_overheads(TWICE_OPS, twice_alone_and_in_a_pair(1.0, 1.9))[EMPTY.op_id]
-    assert found.time_ms == pytest.approx(0.1)
+    assert found.estimate.time_ms == pytest.approx(0.1)
+    assert dict(found.factors) == {TWICE.op_id: 2.0, TWICE_OPS[1].op_id: -1.0}
     # One error, twice in the sum: 2 * 0.01 and the pair's 0.019, in quadrature; not sqrt(2) * 0.01.
-    assert half_ms(found) == pytest.approx(np.hypot(0.02, 0.019))
+    assert half_ms(found.estimate) == pytest.approx(np.hypot(0.02, 0.019))
 
 
 @pytest.mark.parametrize("both_ms", [2.0, 2.3])
 def test_an_overhead_that_is_not_positive_is_floored(both_ms):
-    found = call_overheads(TWICE_OPS, twice_alone_and_in_a_pair(1.0, both_ms))[EMPTY.op_id]
+    found = call_overheads(TWICE_OPS, twice_alone_and_in_a_pair(1.0, both_ms))[EMPTY.op_id].estimate
     assert found.time_ms == FLOOR_MS
     assert found.lo_ms is not None
     assert found.hi_ms is not None
     assert 0 < found.lo_ms <= found.time_ms < found.hi_ms
 
 
-def test_the_overhead_is_the_median_over_the_shapes_pairs():
-    before = [replace(TWICE, in_channels=n) for n in (2, 4, 6)]
-    ops = [*(CampaignOp.of(op) for op in (*before, TWICE)), *(CampaignOp.pair(op, TWICE) for op in before)]
-    saved = {2: 0.10, 4: 0.13, 6: 0.90}  # ms
-    by_id = {op.op_id: estimate(op.op_id, 1.0) for op in ops}
-    by_id |= {(pair := CampaignOp.pair(op, TWICE).op_id): estimate(pair, 2.0 - saved[op.in_channels]) for op in before}
+def following(*before_channels: int) -> tuple[list[OpSpec], list[CampaignOp]]:
+    """Ops of these widths, and a campaign in which TWICE follows each of them."""
+    before = [replace(TWICE, in_channels=n) for n in before_channels]
+    return before, [*(CampaignOp.of(op) for op in (*before, TWICE)), *(CampaignOp.pair(op, TWICE) for op in before)]
+
+
+def test_precise_pairs_weigh_more():
+    before, ops = following(2, 4)
+    by_id = {op.op_id: estimate(op.op_id, 1.9 if op.role == "pair" else 1.0, half=1e-6) for op in ops}
+    for op, half in zip(before, (0.01, 0.02), strict=True):
+        by_id[op.op_id] = estimate(op.op_id, 1.0 + half, half=half / (1 + half))  # saves 0.11 and 0.12 ms
     found = call_overheads(ops, by_id)[EMPTY.op_id]
-    assert found.time_ms == pytest.approx(0.13)
-    spread = 1.96 * np.std([0.10, 0.13, 0.90], ddof=1) / np.sqrt(3)
-    assert half_ms(found) is not None
-    assert found.hi_ms == pytest.approx(0.13 + spread)  # the pairs disagree by more than their intervals say
+    assert found.estimate.time_ms == pytest.approx(0.8 * 0.11 + 0.2 * 0.12, rel=1e-3)
+
+
+def test_pairs_that_disagree_widen_the_interval_and_weigh_alike():
+    before, ops = following(2, 4, 6)
+    saved = {2: 0.10, 4: 0.13, 6: 0.90}  # ms
+    by_id = {op.op_id: estimate(op.op_id, 1.0, half=0.01 if op.role == "op" else 0.001) for op in ops}
+    for op in before:
+        pair = CampaignOp.pair(op, TWICE).op_id
+        by_id[pair] = estimate(pair, 2.0 - saved[op.in_channels], half=0.001)
+    found = call_overheads(ops, by_id)[EMPTY.op_id].estimate
+    assert found.time_ms == pytest.approx(np.mean(list(saved.values())), rel=0.01)
+    # Three readings that disagree are as good as any three: a t interval of 2 degrees of freedom.
+    assert found.hi_ms is not None
+    expected = 4.303 * np.std(list(saved.values()), ddof=1) / np.sqrt(3)
+    assert found.hi_ms - found.time_ms == pytest.approx(expected, rel=0.01)
     assert (found.n_visits, found.n_rounds, found.n_instances) == (90, 30, 9)
 
 
-def test_pairs_that_agree_still_have_their_members_uncertainty():
-    before = [replace(TWICE, in_channels=n) for n in (2, 4)]
-    ops = [*(CampaignOp.of(op) for op in (*before, TWICE)), *(CampaignOp.pair(op, TWICE) for op in before)]
+def test_pairs_that_agree_still_have_their_members_uncertainty_and_a_shared_one_counts_in_full():
+    _, ops = following(2, 4)
     by_id = {op.op_id: estimate(op.op_id, 1.9 if op.role == "pair" else 1.0) for op in ops}
-    told = np.sqrt(0.01**2 + 0.01**2 + 0.019**2) / np.sqrt(2)
-    assert half_ms(call_overheads(ops, by_id)[EMPTY.op_id]) == pytest.approx(told)
+    found = call_overheads(ops, by_id)[EMPTY.op_id]
+    # TWICE is in both pairs: its error does not average out. The other op and the pair do.
+    assert half_ms(found.estimate) == pytest.approx(np.sqrt(0.01**2 + (0.01**2 + 0.019**2) / 2))
+    assert found.disagreement.ms2 == 0.0
+
+
+def test_net_of_an_overhead_measured_on_the_op_itself_its_errors_cancel():
+    by_id = twice_alone_and_in_a_pair(1.0, 1.9)
+    found = call_overheads(TWICE_OPS, by_id)[EMPTY.op_id]
+    # A - (2 A - AA) = AA - A: one times the op's error, not sqrt(1 + 2^2) times.
+    assert net_half_ms(TWICE.op_id, found, by_id) == pytest.approx(np.hypot(0.01, 0.019))
+
+
+def test_net_of_another_ops_overhead_the_errors_add_up():
+    ops = (*TWICE_OPS, CampaignOp.of(other := replace(TWICE, out_channels=16)))
+    by_id = twice_alone_and_in_a_pair(1.0, 1.9) | {other.op_id: estimate(other.op_id, 3.0)}
+    found = call_overheads(ops, by_id)[EMPTY.op_id]
+    assert net_half_ms(other.op_id, found, by_id) == pytest.approx(np.sqrt(0.03**2 + 0.02**2 + 0.019**2))
+
+
+def test_few_degrees_of_freedom_widen_a_sum_less_than_its_parts():
+    one, other = Variance(1.0, 2.0), Variance(1.0, 2.0)
+    assert one.half_ms == pytest.approx(4.303, abs=1e-3)
+    both = Variance.sum_of((one, other))
+    assert (both.ms2, both.freedom) == (2.0, 4.0)
+    assert both.half_ms == pytest.approx(2.776 * np.sqrt(2), abs=1e-3)
 
 
 def test_one_member_without_an_interval_leaves_the_overhead_without_one():
-    found = call_overheads(TWICE_OPS, twice_alone_and_in_a_pair(1.0, 1.9, half=None))[EMPTY.op_id]
-    assert (found.lo_ms, found.hi_ms, half_ms(found)) == (None, None, None)
-    assert found.time_ms == pytest.approx(0.1)
+    by_id = twice_alone_and_in_a_pair(1.0, 1.9, half=None)
+    found = call_overheads(TWICE_OPS, by_id)[EMPTY.op_id]
+    assert (found.estimate.lo_ms, found.estimate.hi_ms, half_ms(found.estimate)) == (None, None, None)
+    assert net_half_ms(TWICE.op_id, found, by_id) is None
+    assert found.estimate.time_ms == pytest.approx(0.1)
 
 
 def test_a_pair_with_a_member_that_was_not_timed_is_left_out():

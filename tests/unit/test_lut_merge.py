@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lutbuilder.lut import Lut, LutMeta, Row, merge, merge_rows
 from lutbuilder.lut.schema import rows_to_table
+from lutbuilder.stats.sessions import SessionReport
 from lutbuilder_agent.errors import LutConflict
 from lutbuilder_agent.records import Fingerprint
 from tests.lut_examples import CACHE, FINGERPRINT, example_meta, example_op, example_row, failed_row
@@ -132,6 +133,50 @@ def test_a_further_version_follows_its_parent_and_covers_both():
 
 
 LATER = "2025-02-01T00:00:00Z"
+
+
+def a_session(session_id: str, **changes: Any) -> SessionReport:
+    return SessionReport(
+        **{
+            "session_id": session_id, "agent": "lab-1", "n_visits": 40, "scale": 0.0, "drift_range": 0.1,
+            "sentinel_residual": 0.0, "flagged": False, "excluded": False, "reason": "", **changes,
+        }
+    )  # fmt: skip  # one record
+
+
+def test_session_reports_and_fitted_networks_accumulate_and_the_newest_report_of_a_session_counts():
+    old, again = a_session("s2"), a_session("s2", flagged=True, reason="restless")
+    base = a_lut(
+        example_row(), meta=example_meta(session_reports=(a_session("s1"), old), fitted_networks=("net-2", "net-3"))
+    )
+    meta = example_meta(session_reports=(again, a_session("s3")), fitted_networks=("net-1", "net-2"))
+    _, merged = merge(base, [example_row()], meta)
+    assert merged.session_reports == (a_session("s1"), again, a_session("s3"))
+    assert merged.fitted_networks == ("net-1", "net-2", "net-3")
+
+
+def test_new_conditions_leave_behind_what_was_known_of_sessions_and_fits():
+    base = a_lut(example_row(), meta=example_meta(session_reports=(a_session("s1"),), fitted_networks=("net-2",)))
+    _, merged = merge(base, [example_row()], example_meta(fingerprint=NEWER_KERNEL), new_conditions=True)
+    assert (merged.session_reports, merged.fitted_networks) == ((), ())
+
+
+def imputed(ms: float, half: float) -> Row:
+    return example_row(
+        latency_ms=ms, latency_lo_ms=ms - half, latency_hi_ms=ms + half, method="imputed", evidence="modelled",
+        n_visits=0, n_rounds=0, n_instances=0, n_sessions=0,
+    )  # fmt: skip  # one record
+
+
+def test_a_newly_imputed_value_displaces_the_old_one_even_if_that_claimed_to_be_narrower():
+    rows, _ = merge(a_lut(imputed(1.0, 0.01)), [imputed(2.0, 0.5)], example_meta())
+    assert rows == (imputed(2.0, 0.5),)
+
+
+def test_an_imputed_row_leaves_when_its_op_is_measured():
+    other = example_row(example_op(1), method="imputed", evidence="modelled", n_visits=0)
+    rows, _ = merge(a_lut(imputed(1.0, 0.01), other), [wide()], example_meta())
+    assert set(rows) == {wide(), other}
 
 
 def test_merging_changes_neither_its_base_nor_its_rows():

@@ -41,6 +41,7 @@ def estimate(op: OpSpec, time_ms: float, *, half_ms: float | None = None, p90_ms
         test_retest=0.003,
         preempted_fraction=0.02,
         bimodal=True,
+        residual_mad=0.005,
     )
 
 
@@ -50,6 +51,12 @@ def rows_of(
     campaign_ops = [CampaignOp.of(op) for op in ops or [OP, EMPTY]]
     reasons = {OP.op_id: "precision"}
     return {row.op_id: row for row in make_rows(campaign_ops, estimates, failures or [], reasons, cache="hot")}
+
+
+def test_what_sessions_and_agents_say_reaches_the_row():
+    told = replace(estimate(OP, 1.5), session_sd=0.0125, n_agents=2)
+    row = rows_of([told, estimate(EMPTY, 0.5)])[OP.op_id]
+    assert (row.session_sd, row.n_agents) == (0.0125, 2)
 
 
 def test_the_call_overhead_of_the_input_shape_is_subtracted():
@@ -70,6 +77,8 @@ def test_the_call_overhead_of_the_input_shape_is_subtracted():
     assert (row.exec_w_bits, row.exec_a_bits, row.stop_reason) == (32, 32, "precision")
     assert (row.n_visits, row.n_rounds, row.n_instances, row.n_sessions) == (60, 20, 3, 2)
     assert (row.test_retest, row.preempted_fraction, row.bimodal) == (0.003, 0.02, True)
+    assert (row.residual_mad, row.session_sd, row.n_agents) == (0.005, None, 1)
+    assert (row.settled, row.throttled_fraction) == (None, None), "estimates do not know"
     macs = 28 * 28 * (16 * 48 + 48 * 9 + 48 * 24)
     assert (row.macs, row.params) == (macs, 16 * 48 + 48 + 48 * 9 + 48 + 48 * 24 + 24)
 

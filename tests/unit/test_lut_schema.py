@@ -7,15 +7,17 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lutbuilder.lut import COLUMNS, SCHEMA_VERSION, Lut, LutMeta, QualitySummary, Row
-from lutbuilder.lut.schema import content_sha256, rows_to_table, table_to_rows
+from lutbuilder.lut.schema import arrow_schema, content_sha256, rows_to_table, table_to_rows
 from lutbuilder.lut.store import decode_lut, encode_lut
 from lutbuilder.op import OpSpec
+from lutbuilder.stats.sessions import SessionReport
 from lutbuilder_agent.errors import LutTooNew, SpecError
 from tests.lut_examples import example_meta, example_op, example_row, failed_row, rows, tables
 from tests.strategies import op_specs
@@ -25,7 +27,8 @@ GROUPS = {
     "key": "op_id kind in_channels mid_channels out_channels height width kernel stride expand groups se act residual "
     "w_bits a_bits batch",
     "cost": "latency_ms latency_lo_ms latency_hi_ms call_overhead_ms p90_ms energy_mj peak_memory_bytes macs params",
-    "trust": "n_visits n_rounds n_instances n_sessions test_retest preempted_fraction bimodal stop_reason",
+    "trust": "n_visits n_rounds n_instances n_sessions n_agents test_retest residual_mad session_sd preempted_fraction "
+    "throttled_fraction bimodal settled stop_reason",
     "knowledge": "evidence method cache exec_status exec_w_bits exec_a_bits reason",
 }
 
@@ -84,6 +87,12 @@ def test_rows_survive_the_file(table: list[Row]):
         {"energy_mj": -1.0},
         {"preempted_fraction": 1.5},
         {"test_retest": -0.1},
+        {"residual_mad": -0.1},
+        {"session_sd": -0.1},
+        {"throttled_fraction": 1.5},
+        {"throttled_fraction": -0.5},
+        {"settled": 1},
+        {"n_agents": -1},
         {"n_visits": -1},
         {"n_visits": 1.5},
         {"n_visits": True},
@@ -111,6 +120,29 @@ def test_a_row_refuses_key_columns_that_do_not_belong_together(changes: dict[str
         replace(example_row(), **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "measured"),
+        ({"method": "context"}, "measured"),
+        ({"method": "calibrated"}, "calibrated"),
+        ({"method": "imputed", "evidence": "modelled", "n_visits": 0}, "imputed"),
+        ({"method": "imputed"}, "imputed"),
+        ({"evidence": "imported"}, "imported"),
+        ({"evidence": "modelled"}, "modelled"),
+        ({"evidence": "rtl_sim"}, "rtl_sim"),
+        ({"exec_status": "emulated"}, "measured"),
+        *(
+            ({"latency_ms": None, "latency_lo_ms": None, "latency_hi_ms": None, "reason": "x", "exec_status": s}, s)
+            for s in ("failed", "unsupported")
+        ),
+    ],
+    ids=repr,
+)
+def test_the_status_of_a_row_never_calls_measured_what_is_not(changes: dict[str, Any], status: str):
+    assert example_row(**changes).status == status
+
+
 def test_the_half_width_is_relative():
     assert example_row(latency_ms=2.0, latency_lo_ms=1.9, latency_hi_ms=2.3).half_width == pytest.approx(0.1)
     assert example_row(latency_lo_ms=None, latency_hi_ms=None).half_width is None
@@ -126,6 +158,45 @@ def test_quality_counts_failures_and_leaves_out_what_is_not_known():
     assert QualitySummary.of([failed_row()]).max_half_width is None
 
 
+def test_quality_tells_the_widths_of_ops_from_those_of_call_overheads():
+    overhead = OpSpec(kind="identity", in_channels=16, out_channels=16, height=28, width=28)
+    rows_ = [example_row(), example_row(overhead, latency_lo_ms=0.5, latency_hi_ms=1.5, test_retest=0.9)]
+    quality = QualitySummary.of(rows_)
+    assert (quality.median_half_width, quality.max_half_width) == pytest.approx((0.01, 0.01))
+    assert (quality.median_overhead_half_width, quality.max_overhead_half_width) == pytest.approx((0.5, 0.5))
+    assert quality.median_test_retest == pytest.approx(0.004)
+
+
+def test_quality_speaks_of_measured_rows_and_counts_what_was_seen_in_them():
+    rows_ = [
+        example_row(example_op(0), residual_mad=0.02, bimodal=True, preempted_fraction=0.5),
+        example_row(example_op(1), residual_mad=0.04, preempted_fraction=0.0),
+        example_row(example_op(2), residual_mad=None, bimodal=None, preempted_fraction=None),
+        example_row(example_op(0), method="calibrated", latency_hi_ms=9.0, residual_mad=0.9),
+        example_row(example_op(3), method="imputed", evidence="modelled", latency_hi_ms=9.0, bimodal=True),
+    ]
+    quality = QualitySummary.of(rows_)
+    assert quality.n_rows == 5
+    assert quality.max_half_width == pytest.approx(0.01)
+    assert quality.median_residual_mad == pytest.approx(0.03)
+    assert quality.bimodal_fraction == 0.5
+    assert quality.preempted_fraction == 0.25
+
+
+def test_quality_counts_pairs_and_the_larger_ops_that_are_faster():
+    slow, fast = {"latency_ms": 2.0, "latency_hi_ms": 2.1, "latency_lo_ms": 1.9}, {}
+    rows_ = [example_row(example_op(0), **fast), example_row(example_op(0, kernel=5), **slow)]
+    assert (QualitySummary.of(rows_).n_monotone_pairs, QualitySummary.of(rows_).n_monotone_violations) == (1, 0)
+    rows_ = [example_row(example_op(0), **slow), example_row(example_op(0, kernel=5), **fast)]
+    assert (QualitySummary.of(rows_).n_monotone_pairs, QualitySummary.of(rows_).n_monotone_violations) == (1, 1)
+
+
+SESSION = SessionReport(
+    session_id="s1", agent="lab-1", n_visits=40, scale=-0.005, drift_range=0.5, sentinel_residual=0.0125, flagged=True,
+    excluded=False, reason="restless",
+)  # fmt: skip  # one record, two lines
+
+
 def test_the_footer_survives_json():
     meta = example_meta(
         version=3,
@@ -134,8 +205,14 @@ def test_the_footer_survives_json():
         content_sha256="cd" * 32,
         validation={"mape": 0.01, "deciles": (0.1, None), "ok": True, "nested": {"a": [1]}},
         conditions="governor=performance, 36 °C",
+        fitted_networks=("net-1", "net-2"),
+        calibration={"b": 0.99, "residuals": (0.1, -0.1)},
+        noisy=("L901",),
+        session_reports=(SESSION,),
+        drift_trace=((0.5, 1.0), (1.5, 0.625)),
     )
     assert LutMeta.from_footer(meta.footer()) == meta
+    assert meta.calibration == {"b": 0.99, "residuals": [0.1, -0.1]}
     assert meta.validation == {"mape": 0.01, "deciles": [0.1, None], "ok": True, "nested": {"a": [1]}}
 
 
@@ -143,6 +220,12 @@ def test_a_footer_without_a_field_that_came_later_takes_its_default():
     footer = example_meta(conditions="x").footer()
     del footer["conditions"], footer["plan"]["options"], footer["target"]["cache"]
     assert LutMeta.from_footer(footer) == example_meta()
+
+
+def test_a_drift_trace_is_a_picture_and_no_recording():
+    example_meta(drift_trace=((0.0, 1.0),) * 200)
+    with pytest.raises(SpecError, match="at most 200 points, got 201"):
+        example_meta(drift_trace=((0.0, 1.0),) * 201)
 
 
 @pytest.mark.parametrize("path", ["launch_mode", "plan.launch_mode", "target.nodes", "quality.stars"])
@@ -170,6 +253,11 @@ def test_a_footer_with_an_unknown_field_is_of_a_newer_lutbuilder(path: str):
         ("fingerprint.facts", [["a"]], r"footer.fingerprint.facts\[0\] must be a list"),
         ("quality.wall_s", "long", "footer.quality.wall_s must be a float"),
         ("validation", 3, "footer.validation must be a dict"),
+        ("calibration", [], "footer.calibration must be a dict"),
+        ("noisy", [1], r"footer.noisy\[0\] must be a str"),
+        ("drift_trace", [[1.0]], r"footer.drift_trace\[0\] must be a list"),
+        ("drift_trace", [[1.0, "fast"]], r"footer.drift_trace\[0\]\[1\] must be a float"),
+        ("session_reports", [{"session_id": "s"}], r"footer.session_reports\[0\]\.agent is missing"),
     ],
 )
 def test_a_malformed_footer_is_told_by_field(path: str, value: object, told: str):
@@ -302,3 +390,68 @@ def test_the_golden_file_of_schema_1_loads_for_ever(root: Path):
     assert by_id["23a1caced370301c"].reason == "unsupported: keine 4-Bit-Gewichte für conv"
     assert by_id["f42ab203bf51e81f"].bimodal is True
     assert by_id["a090e4885c54e25b"].latency_lo_ms is None
+
+
+def test_a_file_of_schema_1_has_the_later_columns_empty_and_its_quality_counted_anew(root: Path):
+    lut = Lut.load(root / "tests/golden/lut-schema-1.parquet")
+    assert lut.table.schema.names == arrow_schema().names
+    later = [column.name for column in COLUMNS if column.since > 1]
+    assert later == ["n_agents", "residual_mad", "session_sd", "throttled_fraction", "settled"]
+    for name in later:
+        assert lut.table.column(name).null_count == len(lut), name
+    assert np.isnan(lut.column([row.op for row in lut], "residual_mad")).all()
+    assert (lut.meta.noisy, lut.meta.session_reports, lut.meta.drift_trace) == ((), (), ())
+    assert (lut.meta.fitted_networks, lut.meta.calibration) == ((), None)
+    assert lut.quality == replace(
+        QualitySummary.of(lut.rows()), timed_fraction=lut.meta.quality.timed_fraction, wall_s=172.5,
+        rounds=lut.meta.quality.rounds, sessions=lut.meta.quality.sessions,
+    )  # fmt: skip  # one record, two lines
+
+
+def test_a_column_that_came_later_can_be_null_as_older_files_need_it():
+    assert all(column.nullable for column in COLUMNS if column.since > 1)
+    assert {column.since for column in COLUMNS} <= set(range(1, SCHEMA_VERSION + 1))
+
+
+def test_what_was_read_from_an_older_file_is_written_as_the_schema_of_today(root: Path):
+    old = Lut.load(root / "tests/golden/lut-schema-1.parquet")
+    table, meta = decode_lut(encode_lut(old.rows(), old.meta))
+    assert meta.schema_version == SCHEMA_VERSION
+    assert table_to_rows(table) == old.rows()
+
+
+def test_the_golden_file_of_schema_2_loads_for_ever(root: Path):
+    lut = Lut.load(root / "tests/golden/lut-schema-2.parquet")
+    assert lut.content_hash == "fead23e7af31ce9aad226c6f205ed3f7adce6add98bbf80883d44dc4b5c0214d"
+    meta = lut.meta
+    assert (meta.schema_version, meta.name, meta.version) == (2, "golden-cpu/onnxruntime-fp32-bs1", 2)
+    assert (meta.parent_version, meta.parent_sha256, meta.tool_version) == (1, "ab" * 32, "0.2.0")
+    assert (meta.target.cache, meta.plan.train_ops, meta.plan.seed) == ("rotating", 12, 7)
+    assert dict(meta.fingerprint.facts) == {"flags": "avx2 fma", "kernel": "6.1.0", "model": "Golden 2"}
+    assert meta.fitted_networks == ("net-0123456789abcdef",)
+    assert meta.calibration == {"method": "affine", "a_ms": -0.0125, "b": 0.99, "n_networks": 16}
+    assert (meta.noisy, meta.drift_trace) == (("L901",), ((0.5, 1.0), (1.5, 0.625)))
+    assert [(r.session_id, r.n_visits, r.flagged, r.excluded) for r in meta.session_reports] == [
+        ("golden-1", 40, False, False),
+        ("golden-2", 20, True, True),
+    ]
+    assert (meta.session_reports[1].scale, meta.session_reports[1].drift_range) == (0.005, 0.75)
+    quality = lut.quality
+    assert quality is meta.quality
+    assert (quality.n_rows, quality.n_failed, quality.wall_s, quality.median_residual_mad) == (7, 2, 172.5, 0.03125)
+    assert (quality.n_monotone_pairs, quality.n_monotone_violations, quality.bimodal_fraction) == (0, 0, 0.5)
+    by_key = {(row.op_id, row.status): row for row in lut}
+    assert {key: row.latency_ms for key, row in by_key.items()} == {
+        ("cc9b79dbceb75938", "measured"): 1.25,
+        ("cc9b79dbceb75938", "calibrated"): 1.2375,
+        ("cddfb56401521df2", "measured"): 3.5,
+        ("cf4d7fce9cc34e45", "imputed"): 1.75,
+        ("5bc273fa95210cb9", "unsupported"): None,
+        ("7f539416c520d936", "measured"): 0.0625,
+        ("a090e4885c54e25b", "failed"): None,
+    }
+    row = by_key[("cc9b79dbceb75938", "measured")]
+    assert (row.n_instances, row.n_sessions, row.n_agents, row.residual_mad) == (6, 2, 1, 0.0125)
+    assert (row.session_sd, row.throttled_fraction, row.settled) == (0.0075, 0.25, True)
+    assert by_key[("cddfb56401521df2", "measured")].settled is False
+    assert lut[row.op].latency_ms == 1.2375, "a lookup takes the calibrated value"

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lutbuilder.lut import Lut, Row, list_luts, publish, write_samples
+from lutbuilder.lut import SCHEMA_VERSION, Lut, Row, list_luts, publish, write_samples
 from lutbuilder.lut.schema import FOOTER_KEY, canonical_json, content_sha256, parse_json, rows_to_table
 from lutbuilder.lut.store import FileCalls, decode_lut, encode_lut, resolve
 from lutbuilder_agent.errors import LutConflict, LutCorrupt, LutError, LutNotFound, LutNotWritable, LutTooNew
@@ -368,8 +368,9 @@ def parquet(table: pa.Table) -> bytes:
 
 
 def test_a_newer_schema_prints_the_upgrade_line(tmp_path: Path, raw: bytes):
-    (tmp_path / "new.parquet").write_bytes(refooted(raw, schema_version=2))
-    with pytest.raises(LutTooNew, match=r"new\.parquet is of schema 2; .* pip install --upgrade lutbuilder"):
+    (tmp_path / "new.parquet").write_bytes(refooted(raw, schema_version=SCHEMA_VERSION + 1))
+    told = rf"new\.parquet is of schema {SCHEMA_VERSION + 1}; .* pip install --upgrade lutbuilder"
+    with pytest.raises(LutTooNew, match=told):
         Lut.load(tmp_path / "new.parquet")
 
 
@@ -402,7 +403,7 @@ def other_value(raw: bytes) -> bytes:
         (lambda raw: raw[: len(raw) // 2], "not a parquet file, or was cut short"),
         (lambda raw: raw[:-1], "not a parquet file, or was cut short"),
         (lambda raw: foreign(), "is not a lutbuilder table"),
-        (other_columns, "does not have the columns of schema 1"),
+        (other_columns, f"does not have the columns of schema {SCHEMA_VERSION}"),
         (other_value, "was changed after it was published"),
         (lambda raw: refooted(raw, tool_version="2", content_sha256="0" * 64), "was changed after it was published"),
         (lambda raw: refooted(raw, schema_version=0), "damaged footer"),
@@ -574,6 +575,7 @@ def visit(number: int) -> Visit:
         warmup_ns=(900,) * (number % 2),
         samples_ns=(100 + number, 101, 99),
         preempted=(1,) if number % 2 else (),
+        throttled=(None, (), (0, 2))[number % 3],
     )
     return Visit("c1", f"s{number % 2}", timing)
 

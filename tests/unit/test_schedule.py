@@ -90,6 +90,12 @@ def test_a_resumed_batch_goes_on_with_the_next_round_and_the_rounds_it_still_lac
     assert (offer.batch, offer.first_round, offer.rounds) == (0, 11, 6)
 
 
+@pytest.mark.parametrize(("done", "rounds"), [(0, 4), (4, 4), (8, 2)])
+def test_a_lease_covers_a_phase_and_the_last_one_what_is_left(done: int, rounds: int) -> None:
+    phased = _progress(spec=replace(SPEC, lease_rounds=4), rounds={0: done}, next_round=done)
+    assert (schedule.offer(phased, 0).first_round, schedule.offer(phased, 0).rounds) == (done, rounds)
+
+
 def test_a_batch_with_all_its_rounds_is_exhausted() -> None:
     assert schedule.exhausted(_progress(rounds={0: 10}), 0) == "max_rounds"
     assert schedule.exhausted(_progress(rounds={0: 9}), 0) is None

@@ -136,6 +136,15 @@ def test_columns_hold_the_median_over_calls_that_kept_their_core(store: Store) -
     assert visits.start_ns.tolist() == [0, 1000, 2000, 3000, 0]
 
 
+def test_throttled_calls_are_kept_and_leave_the_median_too(store: Store) -> None:
+    store.commit_report(_report(timings=(_timing(0, throttled=(1, 3)), _timing(1, throttled=()))), now_s=3.0)
+    assert [timing.throttled for timing in _raw(store)] == [(1, 3), ()]
+    visits = store.visits([SPEC.key])
+    assert visits.block_ns.tolist() == [150.0, 200.0]  # of 100 and 200; of 101, 200 and 300
+    assert visits.n_calls.tolist() == [4, 4]
+    assert visits.n_preempted.tolist() == [1, 1]
+
+
 def test_columns_read_step_by_step_equal_columns_read_at_once(store: Store) -> None:
     other = replace(SPEC, repeat=1)
     store.create_campaign(other, now_s=1.0)
@@ -493,9 +502,18 @@ NS = st.integers(1, (1 << 62) - 1) | st.integers(1, 10**9)
 
 @given(st.lists(NS, max_size=3), st.lists(NS, min_size=1, max_size=20), st.data())
 def test_samples_survive_packing(warmup: list[int], values: list[int], data: st.DataObject) -> None:
-    preempted = tuple(data.draw(st.lists(st.integers(0, len(values) - 1), max_size=3)))
-    timing = _timing(0, warmup_ns=tuple(warmup), samples_ns=tuple(values), preempted=preempted)
-    assert samples.unpack(samples.pack(timing)) == (timing.warmup_ns, timing.samples_ns, timing.preempted)
+    positions = st.lists(st.integers(0, len(values) - 1), max_size=3).map(tuple)
+    preempted, throttled = data.draw(positions), data.draw(st.none() | positions)
+    timing = _timing(0, warmup_ns=tuple(warmup), samples_ns=tuple(values), preempted=preempted, throttled=throttled)
+    calls = samples.Calls(timing.warmup_ns, timing.samples_ns, timing.preempted, timing.throttled)
+    assert samples.unpack(samples.pack(timing)) == calls
+
+
+def test_samples_of_a_device_without_throttle_counters_are_stored_as_they_always_were() -> None:
+    written = bytes.fromhex("04 01000000 02000000 01000000 84030000 64000000 2c010000 01000000")  # by lutbuilder 0.1.0
+    timing = _timing(0, warmup_ns=(900,), samples_ns=(100, 300), preempted=(1,))
+    assert samples.unpack(written) == samples.Calls((900,), (100, 300), (1,), None)
+    assert samples.pack(timing) == written
 
 
 @given(st.binary(max_size=60))
@@ -504,7 +522,9 @@ def test_bytes_that_are_no_samples_are_refused(raw: bytes) -> None:
         parts = samples.unpack(raw)
     except StoreError:
         return  # the one refusal there is; any other exception fails this test
-    assert samples._HEAD.size + sum(map(len, parts)) * raw[0] == len(raw)
+    lists = (parts.warmup_ns, parts.samples_ns, parts.preempted, parts.throttled or ())
+    head = samples._HEAD.size + (0 if parts.throttled is None else samples._FOURTH.size)
+    assert head + sum(map(len, lists)) * (raw[0] & 0xF) == len(raw)
 
 
 @given(st.lists(st.integers(1, 10**10), min_size=1, max_size=30), st.data())

@@ -15,9 +15,11 @@ from lutbuilder_agent.records import Plan
 from lutbuilder_agent.timing import (
     Block,
     TimerFacts,
+    calls_lacking,
     calls_wanted,
     make_flush,
     preemptions,
+    preemptions_of_all_threads,
     shuffled,
     time_train,
     timer_facts,
@@ -39,20 +41,37 @@ class Bench:
     seen: list[tuple[str, str]] = field(default_factory=list)
     on_calls: list[int] = field(default_factory=list)
     preempted: int = 0
+    throttles: int = 0
 
-    def op(self, name: str, ns: Callable[[int], int], *, preempted: tuple[int, ...] = ()) -> FakePrepared:
-        """An op whose n-th call takes `ns(n)`; the calls named in `preempted` lose their core."""
-        return FakePrepared(bench=self, name=name, ns=ns, preempted=preempted)
+    def op(
+        self, name: str, ns: Callable[[int], int], *, preempted: tuple[int, ...] = (), throttling: tuple[int, ...] = ()
+    ) -> FakePrepared:
+        """An op whose n-th call takes `ns(n)`; those in `preempted` lose their core, in `throttling` the device slows."""
+        return FakePrepared(bench=self, name=name, ns=ns, preempted=preempted, throttling=throttling)
 
-    def train(self, members: list[FakePrepared], plan: Plan, *, flush: bool = False) -> list[Block]:
+    def train(
+        self,
+        members: list[FakePrepared],
+        plan: Plan,
+        *,
+        flush: bool = False,
+        counts_throttling: bool = False,
+        least_ns: int = 0,
+    ) -> list[Block]:
         return time_train(
             members,
             plan,
             now_ns=lambda: self.now_ns,
             on_call=self.on_calls.append,
             lost_core=lambda: self.preempted,
+            throttle=self.throttle if counts_throttling else None,
             flush=(lambda: self.seen.append(("flush", ""))) if flush else None,
+            least_ns=least_ns,
         )
+
+    def throttle(self) -> int:
+        self.seen.append(("throttle", ""))
+        return self.throttles
 
 
 @dataclass
@@ -63,12 +82,14 @@ class FakePrepared:
     name: str
     ns: Callable[[int], int]
     preempted: tuple[int, ...]
+    throttling: tuple[int, ...]
     calls: int = 0
 
     def timed_call(self) -> int:
         took_ns = self.ns(self.calls)
         self.bench.seen.append(("call", self.name))
         self.bench.preempted += self.calls in self.preempted
+        self.bench.throttles += self.calls in self.throttling
         self.bench.now_ns += took_ns
         self.calls += 1
         return took_ns
@@ -223,6 +244,49 @@ def test_preempted_calls_of_a_train_are_blamed_on_the_op_that_ran() -> None:
     assert [block.preempted for block in blocks] == [(), (1,)]
 
 
+# --- throttling
+
+
+def test_from_the_pass_on_in_which_a_counter_moved_every_call_of_the_visit_is_throttled() -> None:
+    bench = Bench()
+    # Calls 0 and 1 are the warm-up; b's call 4 is in counted pass 2.
+    blocks = bench.train(
+        [bench.op("a", lambda n: 100), bench.op("b", lambda n: 100, throttling=(4,))],
+        plan(min_calls=5, min_block_ns=0, warmup_calls=2),
+        counts_throttling=True,
+    )
+    assert [block.throttled for block in blocks] == [(2, 3, 4), (2, 3, 4)]
+    assert [block.samples_ns for block in blocks] == [(100,) * 5] * 2, "kept and counted"
+
+
+def test_throttling_that_began_in_the_warm_up_takes_the_whole_visit() -> None:
+    bench = Bench()
+    (block,) = bench.train(
+        [bench.op("a", lambda n: 100, throttling=(0,))], plan(min_calls=3, min_block_ns=0), counts_throttling=True
+    )
+    assert block.throttled == (0, 1, 2)
+
+
+def test_a_calm_device_throttled_no_call_and_one_without_counters_does_not_know() -> None:
+    for counts, expected in ((True, ()), (False, None)):
+        bench = Bench()
+        (block,) = bench.train(
+            [bench.op("a", lambda n: 100, throttling=() if counts else (2,))], plan(), counts_throttling=counts
+        )
+        assert block.throttled == expected
+
+
+def test_counters_are_read_between_passes_only() -> None:
+    bench = Bench()
+    bench.train(
+        [bench.op("a", lambda n: 100), bench.op("b", lambda n: 100)],
+        plan(min_calls=2, min_block_ns=0),
+        counts_throttling=True,
+    )
+    one_pass = [("warm", "a"), ("call", "a"), ("warm", "b"), ("call", "b")]
+    assert bench.seen == [("throttle", ""), *one_pass, *one_pass, ("throttle", ""), *one_pass, ("throttle", "")]
+
+
 @pytest.mark.parametrize("names", [("a",), ("a", "b")])
 def test_caches_are_flushed_before_every_call_and_before_its_input_is_written(names: tuple[str, ...]) -> None:
     bench = Bench()
@@ -280,9 +344,71 @@ def test_a_timer_that_never_moved_has_no_known_step() -> None:
     assert timer_facts(lambda: 5, reads=10) == TimerFacts(overhead_ns=0, quantum_ns=0)
 
 
-def test_the_count_of_lost_cores_never_falls() -> None:
-    before = preemptions()
-    assert 0 <= before <= preemptions()
+@pytest.mark.parametrize("count", [preemptions, preemptions_of_all_threads])
+def test_the_count_of_lost_cores_never_falls(count: Callable[[], int]) -> None:
+    before = count()
+    assert 0 <= before <= count()
+
+
+def test_the_cores_lost_by_all_threads_are_at_least_those_lost_by_this_one() -> None:
+    assert preemptions() <= preemptions_of_all_threads()
+
+
+@given(st.integers(1, 10**4), st.floats(0, 1e9), st.floats(0, 1e9))
+def test_a_block_that_is_long_enough_lacks_nothing_and_a_short_one_grows_at_most_tenfold(
+    calls: int, took_ns: float, least_ns: float
+) -> None:
+    lacking = calls_lacking(calls, took_ns, least_ns)
+    assert (lacking == 0) == (took_ns >= least_ns)
+    assert calls + lacking <= 10 * calls
+    if 0 < lacking < 9 * calls and took_ns >= 1:
+        assert took_ns + lacking * took_ns / calls >= least_ns * (1 - 1e-9)
+
+
+def test_the_shortest_block_is_a_thousand_readings_or_steps_of_the_timer_whichever_is_more() -> None:
+    assert TimerFacts(overhead_ns=40, quantum_ns=20).least_block_ns == 40_000
+    assert TimerFacts(overhead_ns=0, quantum_ns=1_000_000).least_block_ns == 1_000_000_000
+    assert TimerFacts(overhead_ns=0, quantum_ns=0).least_block_ns == 0
+
+
+def coarse(call_ns: int, step_ns: int) -> Callable[[int], int]:
+    """The n-th call as a clock of `step_ns` shows it, whatever it shows as 1 ns if that clock did not move."""
+    return lambda n: (((n + 1) * call_ns) // step_ns - (n * call_ns) // step_ns) * step_ns or 1
+
+
+@pytest.mark.parametrize("step_ns", [10_000, 1_000_000])
+def test_on_a_coarse_clock_a_block_is_lengthened_until_it_is_a_thousand_steps_long(step_ns: int) -> None:
+    bench = Bench()
+    facts = TimerFacts(overhead_ns=0, quantum_ns=step_ns)
+    (block,) = bench.train(
+        [bench.op("a", coarse(150_000, step_ns))],
+        plan(min_block_ns=1_000_000, max_calls=20),
+        least_ns=facts.least_block_ns,
+    )
+    took_ns = sum(block.samples_ns)
+    assert 1000 * step_ns <= took_ns <= 1100 * step_ns
+    assert (len(block.samples_ns) > 20) == (1000 * step_ns > 20 * 150_000), "beyond max_calls where it takes that"
+
+
+def test_on_a_fine_clock_no_block_is_lengthened() -> None:
+    for least_ns in (0, 40_000):
+        bench = Bench()
+        (block,) = bench.train([bench.op("a", lambda n: 100_000)], plan(min_block_ns=1_000_000), least_ns=least_ns)
+        assert len(block.samples_ns) == 10
+
+
+def test_a_timer_that_stands_still_does_not_hold_a_block_for_ever() -> None:
+    bench = Bench()
+    (block,) = bench.train([bench.op("a", lambda n: 1)], plan(), least_ns=10**9)
+    assert len(block.samples_ns) == 100_000
+
+
+def test_in_a_train_the_mean_member_has_a_long_enough_block() -> None:
+    bench = Bench()
+    blocks = bench.train(
+        [bench.op("a", lambda n: 100), bench.op("b", lambda n: 300)], plan(max_calls=5), least_ns=10_000
+    )
+    assert [len(block.samples_ns) for block in blocks] == [50, 50]
 
 
 def test_flushing_writes_more_than_any_last_level_cache_holds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,7 +54,15 @@ CONDITIONS = st.builds(
     throttle_count=st.none() | COUNTS,
     steal_s=READINGS,
 )
-RUNTIME_REPORTS = st.builds(RuntimeReport, name=NAMES, version=TEXTS, available=st.booleans(), reason=TEXTS)
+RUNTIME_REPORTS = st.builds(
+    RuntimeReport,
+    name=NAMES,
+    version=TEXTS,
+    available=st.booleans(),
+    reason=TEXTS,
+    timer_overhead_ns=st.none() | COUNTS,
+    timer_quantum_ns=st.none() | COUNTS,
+)
 ROTATIONS = st.tuples(st.just("rotating"), st.integers(2, 1024)) | st.tuples(
     st.sampled_from([cache for cache in CACHES if cache != "rotating"]), st.just(1)
 )
@@ -103,6 +112,7 @@ TIMINGS = st.lists(NS, min_size=1, max_size=20).flatmap(
         warmup_ns=st.lists(NS, max_size=3).map(tuple),
         samples_ns=st.just(tuple(samples)),
         preempted=st.lists(st.integers(0, len(samples) - 1), max_size=3).map(tuple),
+        throttled=st.none() | st.lists(st.integers(0, len(samples) - 1), max_size=3).map(tuple),
     )
 )
 FAILURES = st.builds(Failure, op_id=NAMES, round=ROUNDS, reason=st.sampled_from(FAILURE_REASONS), detail=TEXTS)
@@ -222,6 +232,10 @@ MALFORMED: dict[str, Callable[[], object]] = {
     "no fingerprint": lambda: convert.hello_from_proto(
         agent_pb2.RegisterRequest(agent_name="a", protocol_min=1, protocol_max=1)),
     "no samples": lambda: convert.timing_from_proto(measure_pb2.Timing(op_id="a")),
+    "throttled beyond the samples": lambda: convert.timing_from_proto(
+        measure_pb2.Timing(op_id="a", samples_ns=[5], throttled=measure_pb2.Positions(at=[1]))),
+    "a timer that costs more than any store holds": lambda: convert.runtime_report_from_proto(
+        measure_pb2.RuntimeReport(name="r", timer_overhead_ns=(1 << 64) - 1)),
     "zero sample": lambda: convert.timing_from_proto(measure_pb2.Timing(op_id="a", samples_ns=[5, 0])),
     "huge sample": lambda: convert.timing_from_proto(measure_pb2.Timing(op_id="a", samples_ns=[1 << 63])),
     "bad op id": lambda: convert.timing_from_proto(measure_pb2.Timing(op_id="../x", samples_ns=[5])),
@@ -275,6 +289,20 @@ def test_the_last_words_of_an_engine_are_cut_and_cleaned() -> None:
     back = convert.failure_from_proto(convert.failure_to_proto(failure))
     assert len(back.detail.encode()) in (4095, 4096)
     assert back.detail.startswith("?é")
+
+
+def test_what_an_older_agent_does_not_say_is_unknown_and_what_an_older_coordinator_does_not_know_is_skipped() -> None:
+    timing = Timing(op_id="a", round=1, order=0, instance=0, start_ns=5, warmup_ns=(9,), samples_ns=(7, 8))
+    report = RuntimeReport(name="r", version="1")
+    old_timing, old_report = convert.timing_to_proto(timing), convert.runtime_report_to_proto(report)
+    new_timing = convert.timing_to_proto(replace(timing, throttled=(1,)))
+    new_report = convert.runtime_report_to_proto(replace(report, timer_overhead_ns=40, timer_quantum_ns=0))
+    # Fields an old program never heard of are the last bytes of a message, and it skips them by their tags alone.
+    assert new_timing.SerializeToString().startswith(old_timing.SerializeToString())
+    assert new_report.SerializeToString().startswith(old_report.SerializeToString())
+    assert convert.timing_from_proto(old_timing).throttled is None
+    assert convert.timing_from_proto(convert.timing_to_proto(replace(timing, throttled=()))).throttled == ()
+    assert convert.runtime_report_from_proto(old_report).timer_overhead_ns is None
 
 
 def test_a_result_of_200_samples_fits_in_a_kibibyte() -> None:

@@ -70,6 +70,7 @@ class Bench:
         instances: int = 2,
         calls: int | None = None,
         op_timeout_ns: int = 60_000_000_000,
+        sysroot: Path = Path("/"),
         **options: str,
     ) -> Worker:
         """Return a worker; `calls` makes every visit so many calls long, which takes real time, some 5 us each."""
@@ -84,7 +85,8 @@ class Bench:
                     max_calls=calls or 200,
                     op_timeout_ns=op_timeout_ns,
                     options=tuple(sorted(options.items())),
-                )
+                ),
+                sysroot=sysroot,
             )
         )
         return self.workers[-1]
@@ -219,6 +221,44 @@ def test_a_dropped_op_leaves_the_rotation_and_unknown_ones_are_ignored(bench: Be
     assert visited(worker.run_round(1)) == ids(1, 3)
     worker.drop(ids(1, 3))
     assert visited(worker.run_round(2)) == []
+
+
+# --- disturbed calls
+
+
+def test_calls_during_which_the_kernel_counted_throttling_are_named(bench: Bench) -> None:
+    cpu = bench.folder / f"root/sys/devices/system/cpu/cpu{min(os.sched_getaffinity(0))}/thermal_throttle"
+    cpu.mkdir(parents=True)
+    counter = cpu / "core_throttle_count"
+    counter.write_text("3\n")
+    worker = bench.worker(calls=3000, sysroot=bench.folder / "root")
+    worker.prepare([bench.ready(n) for n in range(1, 6)])
+    assert {timing.throttled for timing in worker.run_round(0).timings} == {()}
+    cool = threading.Event()
+
+    def heat(pid: int) -> None:
+        for count in range(4, 1 << 20):
+            counter.write_text(f"{count}\n")
+            if cool.wait(0.002):
+                return
+
+    heating = bench.once_a_visit_is_journaled(heat)
+    first, *later = worker.run_round(1).timings
+    cool.set()
+    heating.join()
+    hit = [timing for timing in later if timing.throttled]
+    assert first.throttled == ()
+    assert hit
+    for timing in hit:
+        assert timing.throttled is not None
+        assert timing.throttled == tuple(range(timing.throttled[0], len(timing.samples_ns)))
+    assert {timing.throttled for timing in worker.run_round(2).timings} == {()}, "a count that stays is no event"
+
+
+def test_without_throttle_counters_nobody_knows(bench: Bench) -> None:
+    worker = bench.worker(sysroot=bench.folder)
+    worker.prepare([bench.ready(1)])
+    assert [timing.throttled for timing in worker.run_round(0).timings] == [None]
 
 
 # --- ops that fail

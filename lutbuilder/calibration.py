@@ -1,0 +1,342 @@
+"""`calibrate`: correct a table by whole networks, or make one of another device's table; both stay plain sums of rows.
+
+The networks are drawn from a stream of their own, none of them one that a validation of the table used or would use,
+and from then on no validation of it uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutbuilder.campaign.calibrated import (
+    Calibrated,
+    calibrate_rows,
+    patterns,
+    transfer_patterns,
+    transfer_rows,
+    with_calibration,
+)
+from lutbuilder.campaign.collect import (
+    Draft,
+    draft,
+    newest,
+    publish_draft,
+    runtime_version,
+    silicon,
+    unpublished,
+)
+from lutbuilder.campaign.host import Host, hosting
+from lutbuilder.campaign.plan import campaign_ops, make_plan
+from lutbuilder.campaign.request import CalibrateOutcome, CalibrateRequest, OnProgress, ValidateRequest
+from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
+from lutbuilder.networks import choose
+from lutbuilder.stats.calibrate import LEAST_NETWORKS, choose_informative, gram_of
+from lutbuilder_agent.errors import Interrupted, LutConflict, LutError, SpecError
+
+if TYPE_CHECKING:
+    from lutbuilder.coordinator.store import AgentState, CampaignState, Store
+    from lutbuilder.lut import Lut
+    from lutbuilder.spaces import SearchSpace
+    from lutbuilder.stats.calibrate import Pattern
+
+Floats = NDArray[np.float64]
+_CANDIDATES = (8, 4, 2, 1)  # networks drawn for one that is taken; fewer where the space has no more
+_SEED = 0xCA11B8A7  # a stream of its own: a validation with the same seed shares no draw
+_NOISE = 0.003  # of a network's time, in 3 instances and more; how the networks are chosen hardly depends on it
+_MOST_OPS = 300  # of a table that are timed beside the networks: they tell the machine's speed, and a round stays short
+
+
+def calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOutcome:
+    """Time networks, fit the table to them, publish the next version, and return it with the report.
+
+    With `request.source` no op is timed: the rows come from that table of another device of the same class. Killed and
+    called again with an equal request, it continues; called again after it has published, it takes further networks and
+    fits all of them. Raises what `collect` raises; SpecError for too few networks; LutConflict if this device is not
+    the one the LUT speaks for, or works in another way than the one whose table it was to take over.
+    """
+    if (request.lut is None) == (request.source is None):
+        raise SpecError("name the table to calibrate, or with --from the table of another device to start from")
+    if request.n_networks < LEAST_NETWORKS:
+        raise SpecError(f"a calibration needs at least {LEAST_NETWORKS} networks: --nets 16")
+    try:
+        return _calibrate(request, on_progress) if request.lut is not None else _transfer(request, on_progress)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; every acknowledged visit is kept: the same command continues where this one stopped"
+        ) from None
+
+
+def _calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOutcome:
+    from lutbuilder import devices, spaces
+    from lutbuilder.lut import Lut, merge
+    from lutbuilder.lut.calibrated import sources
+    from lutbuilder_agent.fingerprint import fingerprint
+
+    base = Lut.load(str(request.lut), folder=request.luts)
+    luts = base.path.parent.parent.parent  # the folder the LUT was found in, whatever --luts says
+    target = base.meta.target
+    device = devices.resolve(target.device, here=fingerprint().device)
+    space = _space(request, base)
+    known = sources(base.rows())
+    measured = tuple(op for op in space.ops() if op.op_id in known and known[op.op_id].status == "measured")
+    if not measured:
+        raise LutConflict(
+            f"{base.spec} has no measured op of space {space.name!r}: there is nothing to correct. Measure them: "
+            f"lutbuilder collect --space {space.name} --runtime {target.runtime}"
+        )
+    with hosting(
+        device, target.runtime, listen="127.0.0.1:0", state_dir=request.state_dir, on_progress=on_progress
+    ) as host:
+        agent = host.find_agent(device, target.runtime, wait_s=None)
+        if agent.fingerprint.env_id != base.meta.fingerprint.env_id:
+            raise LutConflict(
+                f"{base.spec} was measured in another environment ({base.meta.fingerprint.env_id}, this is "
+                f"{agent.fingerprint.env_id}): measure anew: lutbuilder collect --runtime {target.runtime} "
+                "--new-conditions"
+            )
+        networks = choose_networks(
+            space,
+            base,
+            n=request.n_networks,
+            seed=request.seed,
+            avoid={*base.meta.fitted_networks, *validated(base, host.store), *reserved(space, base)},
+        )
+        host.tell("preparing", f"{len(networks)} networks to calibrate with")
+        spec = CampaignSpec(
+            space=space.name,
+            target=target,
+            plan=replace(base.meta.plan, seed=request.seed, instances=request.instances or base.meta.plan.instances),
+            env_id=agent.fingerprint.env_id,
+            runtime_version=runtime_version(agent, target.runtime),
+            ops=(*campaign_ops(measured, measured[:: -(-len(measured) // _MOST_OPS)]), *networks),
+            budget_s=request.budget_s,
+            precision=0.01,
+            max_rounds=request.rounds,
+            lease_rounds=request.lease_rounds,
+            purpose="calibrate",
+        )
+        state, made = _measured(host, spec, agent, base)
+        merged, _ = merge(base, made.rows, made.meta)
+        ids = {network.op_id for network in networks} | set(base.meta.fitted_networks)
+        names = sorted({space.name, *(base.meta.calibration or {}).get("spaces", ())})
+        calibrated = calibrate_rows(
+            merged,
+            [op for op in made.pool.ops if op.role == "carrier" or (op.is_whole and op.op_id in ids)],
+            made.summary.by_id,
+            covered=dict.fromkeys(op for name in names for op in spaces.get(name, batch=target.batch).ops()),
+            table=f"{base.name}@{base.version}",
+            spaces=names,
+        )
+        lut = publish_draft(host, with_calibration(made, calibrated), luts=luts, base=base)
+        if lut.meta.calibration is None:
+            raise LutError(
+                f"{lut.spec} has no calibrated rows: somebody else published other measured rows meanwhile. Every "
+                "visit is kept; type the same command again"
+            )
+        return _outcome(host, state, lut, calibrated)
+
+
+def _transfer(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOutcome:
+    from lutbuilder import devices
+    from lutbuilder.lut import Lut
+    from lutbuilder_agent.fingerprint import fingerprint
+
+    source = Lut.load(str(request.source), folder=request.luts)
+    here = source.meta.target
+    device = devices.resolve(request.device, here=fingerprint().device)
+    space = _space(request, source)
+    made_like = replace(
+        make_plan(
+            here.runtime,
+            threads=here.threads,
+            cache=here.cache,
+            instances=request.instances or source.meta.plan.instances,
+            seed=request.seed,
+            options=(*device.options, *request.runtime_options),
+        ),
+        train_ops=source.meta.plan.train_ops,
+    )
+    kinds = [dict(plan.options).get("device", "cpu") for plan in (source.meta.plan, made_like)]
+    if kinds[0] != kinds[1]:
+        raise LutConflict(
+            f"{source.spec} is of a {kinds[0]}, {device.title} is a {kinds[1]}: rows carry over between devices of one "
+            f"class only. Measure the ops: {_collect(request, space, here)}"
+        )
+    listen = request.listen or ("127.0.0.1:0" if device.local else "127.0.0.1:7070")
+    with hosting(device, here.runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress) as host:
+        agent = host.find_agent(device, here.runtime, wait_s=request.wait_s)
+        target = Target(
+            device=silicon(agent.fingerprint, here.runtime, dict(made_like.options)),
+            runtime=here.runtime,
+            dtype=here.dtype,
+            batch=here.batch,
+            threads=here.threads,
+            cache=here.cache,
+        )
+        base = newest(target.lut_name, request.luts)
+        if base is not None and any(row.evidence == "measured" for row in base.rows()):
+            raise LutConflict(
+                f"{base.spec} has rows measured on this very device: they are worth more than those of another one. "
+                f"Correct them: lutbuilder calibrate {base.path.parent}"
+            )
+        avoid = set() if base is None else {*validated(base, host.store), *reserved(space, base)}
+        networks = choose_networks(space, source, n=request.n_networks, seed=request.seed, avoid=avoid, transfer=True)
+        host.tell("preparing", f"{len(networks)} networks to scale {source.name}@{source.version} with")
+        spec = CampaignSpec(
+            space=space.name,
+            target=target,
+            plan=made_like,
+            env_id=agent.fingerprint.env_id,
+            runtime_version=runtime_version(agent, here.runtime),
+            ops=networks,
+            budget_s=request.budget_s,
+            precision=0.01,
+            max_rounds=request.rounds,
+            lease_rounds=request.lease_rounds,
+            purpose="calibrate",
+        )
+        state, made = _measured(host, spec, agent, base)
+        calibrated = transfer_rows(
+            source,
+            networks,
+            made.summary.by_id,
+            covered=space.ops(),
+            cache=target.cache,
+            collect=_collect(request, space, target),
+            spaces=[space.name],
+            worst=request.worst,
+        )
+        made = with_calibration(replace(made, rows=()), calibrated)
+        # A base made of another device's rows holds nothing that was measured: it may be left behind.
+        lut = publish_draft(host, made, luts=request.luts, base=base, new_conditions=True)
+        return _outcome(host, state, lut, calibrated)
+
+
+def _space(request: CalibrateRequest, lut: Lut) -> SearchSpace:
+    from lutbuilder import spaces
+
+    if not (request.space or lut.meta.spaces):
+        raise SpecError(f"{lut.spec} does not say which space it covers: --space NAME")
+    return spaces.get(request.space or lut.meta.spaces[0], batch=lut.meta.target.batch)
+
+
+def _measured(host: Host, spec: CampaignSpec, agent: AgentState, base: Lut | None) -> tuple[CampaignState, Draft]:
+    state = host.run(unpublished(spec, host.store, base))
+    return state, draft(host, state, agent)
+
+
+def _outcome(host: Host, state: CampaignState, lut: Lut, calibrated: Calibrated) -> CalibrateOutcome:
+    return CalibrateOutcome(report=calibrated.report, lut=lut, rounds=state.rounds, wall_s=host.elapsed_s())
+
+
+def _collect(request: CalibrateRequest, space: SearchSpace, target: Target) -> str:
+    from lutbuilder.lut import collect_command
+
+    return collect_command(
+        device=request.device,
+        space=space.name,
+        runtime=target.runtime,
+        batch=target.batch,
+        threads=target.threads,
+    )
+
+
+# --- Which networks
+
+
+def choose_networks(
+    space: SearchSpace, lut: Lut, *, n: int, seed: int, avoid: Collection[str], transfer: bool = False
+) -> tuple[CampaignOp, ...]:
+    """Return `n` networks spread over the space's latency range that tell most about the ops; none of `avoid` (ids).
+
+    One of every n-th part of random candidates by predicted latency: the one that, with those taken before, leaves the
+    least doubt about all candidates (stats.calibrate.choose_informative). Fixed by the arguments. Raises SpecError if
+    the space has too few networks.
+    """
+    from lutbuilder.nas.compiled import compile_space
+    from lutbuilder.nas.sampling import spread_archs
+
+    compiled = compile_space(space, lut)
+    for factor in _CANDIDATES:
+        taken = set(avoid)
+        candidates: dict[str, CampaignOp] = {}
+
+        def accept(arch: object) -> bool:
+            network = CampaignOp.network(space.arch_ops(arch))  # type: ignore[arg-type]  # what numpy takes for an array
+            new = network.op_id not in taken  # noqa: B023  # called before the loop goes on
+            taken.add(network.op_id)  # noqa: B023  # called before the loop goes on
+            if new:
+                candidates[network.op_id] = network  # noqa: B023  # called before the loop goes on
+            return new
+
+        try:
+            archs = spread_archs(compiled, factor * n, np.random.default_rng([seed, _SEED]), accept)
+            break
+        except SpecError:
+            if factor == _CANDIDATES[-1]:
+                raise
+    networks = tuple(candidates.values())
+    latency_ms = compiled.predict(archs)
+    gram = gram_of(*_shares(networks, lut, latency_ms, transfer=transfer))
+    strata = np.array_split(np.argsort(latency_ms, kind="stable"), n)
+    return tuple(networks[number] for number in choose_informative(gram, _NOISE, strata).tolist())
+
+
+def _shares(
+    networks: Sequence[CampaignOp], lut: Lut, latency_ms: Floats, *, transfer: bool
+) -> tuple[Floats, tuple[Pattern, ...]]:
+    """Return the part of each op in each network's latency, shape (networks, ops), and the patterns of these ops."""
+    ops = tuple(dict.fromkeys(op for network in networks for op in network.ops))
+    place = {op: number for number, op in enumerate(ops)}
+    values = lut.latency_ms(ops)
+    counts = np.zeros((len(networks), len(ops)))
+    for number, network in enumerate(networks):
+        for op in network.ops:
+            counts[number, place[op]] += 1.0
+    ways = transfer_patterns(ops, values) if transfer else patterns(ops, values)
+    return counts * values / latency_ms[:, None], ways
+
+
+def reserved(space: SearchSpace, lut: Lut) -> set[str]:
+    """Return the ids of the networks that `lutbuilder validate` would check the table with, as it is now."""
+    usual = ValidateRequest(lut=lut.spec)
+    try:
+        networks = choose(
+            space,
+            lut,
+            n_random=usual.n_random,
+            n_searched=usual.n_searched,
+            seed=usual.seed,
+            avoid=lut.meta.fitted_networks,
+        )
+    except SpecError:  # a small space has fewer; a validation will be asked for those that are left
+        return set()
+    return {network.op_id for network in networks}
+
+
+def validated(lut: Lut, store: Store) -> set[str]:
+    """Return the ids of the networks that any version of the table was checked with, published or only timed."""
+    checked = {
+        op.op_id
+        for campaign in store.campaigns()
+        if campaign.spec.purpose == "validate" and campaign.spec.target == lut.meta.target
+        for op in campaign.spec.ops
+        if op.role == "network"
+    }
+    return checked.union(*_published(lut))
+
+
+def _published(lut: Lut) -> Iterator[set[str]]:
+    from lutbuilder.lut import list_luts
+    from lutbuilder.lut.store import read_lut
+
+    for entry in list_luts(lut.path.parent.parent.parent):
+        if entry.name == lut.name:
+            for version in entry.versions:
+                _, meta = read_lut(entry.path(version))
+                yield {network["op_id"] for network in (meta.validation or {}).get("networks", ())}

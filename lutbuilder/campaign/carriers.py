@@ -1,0 +1,179 @@
+"""Carriers: whole networks timed in the same rounds as the ops, which say what the ops cost in situ.
+
+An op timed on its own lacks what a network does to it: caches that large networks fill and small ones do not, layers an
+engine fuses only behind another one, boundaries it reorders. None of it is large, all of it is systematic
+(docs/decisions/0006). So a collection also times a few random networks and corrects the ops' values by them, as far as
+the networks give evidence for it (stats/calibrate.py). Carriers are part of the fit: a validation never draws them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutbuilder.campaign.estimates import half_ms
+from lutbuilder.campaign.plan import input_shape
+from lutbuilder.campaign.spec import CampaignOp
+from lutbuilder.lower import lower
+from lutbuilder.op import OpSpec
+
+if TYPE_CHECKING:
+    from lutbuilder.lut import Row
+    from lutbuilder.spaces import SearchSpace
+    from lutbuilder.stats.calibrate import Pattern
+    from lutbuilder.stats.records import OpEstimate
+
+CARRIERS = 16
+_TRIES = 2000  # changes of one choice tried for one carrier
+_NEAR = 0.01  # of the space's range of MACs: near enough to the wanted place
+_BEYOND = 1e15  # MACs no network has, and small enough that a float still tells two networks apart
+_NORMAL_95 = 1.96
+_SEED = 0xCA881E85  # carriers come from a stream of their own: a validation with the same seed shares no draw
+
+Floats = NDArray[np.float64]
+
+
+def choose_carriers(space: SearchSpace, n: int, *, seed: int) -> tuple[CampaignOp, ...]:
+    """Return up to `n` different random networks, their MACs spread evenly over the space's whole range.
+
+    Each starts at a random arch and takes random changes of one choice that bring its MACs nearer to its place. Fewer
+    than `n` only where the space has fewer.
+    """
+    rng = np.random.default_rng([seed, _SEED])
+    chosen: dict[str, CampaignOp] = {}
+    low, high = (_nearest(space, target, rng)[1] for target in (0.0, _BEYOND))
+    for number in range(n):
+        target = low + (high - low) * (number + rng.random()) / n
+        for _ in range(10):
+            arch, _ = _nearest(space, target, rng, near=_NEAR * (high - low))
+            carrier = CampaignOp.carrier(space.arch_ops(arch))
+            if carrier.op_id not in chosen:
+                chosen[carrier.op_id] = carrier
+                break
+    return tuple(chosen.values())
+
+
+def in_situ_rows(
+    ops: Iterable[CampaignOp], rows: Sequence[Row], estimates: Mapping[str, OpEstimate]
+) -> tuple[Row, ...]:
+    """Return a further row, method in_situ, for every measured op of `rows`, corrected by the carriers among `ops`.
+
+    `estimates` are by op_id, the carriers' among them. None if there are too few carriers, or if they tell no more than
+    the rows' own values: then there is nothing to correct. The call overhead stays as it was measured. Intervals are
+    the posterior's.
+    """
+    from lutbuilder.stats.calibrate import LEAST_NETWORKS, Networks, calibrate
+
+    measured = {row.op_id: row for row in rows if row.status == "measured" and row.kind != "identity"}
+    usable = [
+        op
+        for op in ops
+        if op.role == "carrier"
+        and op.op_id in estimates
+        and half_ms(estimates[op.op_id]) is not None
+        and all(member.op_id in measured for member in op.ops)
+    ]
+    if len(usable) < LEAST_NETWORKS:
+        return ()
+    ids = list(measured)
+    place = {op_id: number for number, op_id in enumerate(ids)}
+    first = {carrier.ops[0].op_id: measured[carrier.ops[0].op_id].call_overhead_ms or 0.0 for carrier in usable}
+    calls = {op_id: len(ids) + number for number, op_id in enumerate(first)}  # one call overhead a first op
+    counts = np.zeros((len(usable), len(ids) + len(calls)))
+    for number, carrier in enumerate(usable):
+        counts[number, calls[carrier.ops[0].op_id]] = 1.0
+        for member in carrier.ops:
+            counts[number, place[member.op_id]] += 1.0
+    times = np.array([estimates[carrier.op_id].time_ms for carrier in usable])
+    halves = np.array([half_ms(estimates[carrier.op_id]) or 0.0 for carrier in usable])
+    values = np.array([measured[op_id].latency_ms or 0.0 for op_id in ids])
+    widths = np.array([measured[op_id].half_width or 0.05 for op_id in ids])
+    calibration = calibrate(
+        Networks(
+            counts=counts,
+            overhead=np.arange(counts.shape[1]) >= len(ids),
+            measured_ms=times,
+            noise=halves / times / _NORMAL_95,
+        ),
+        np.concatenate([values, np.maximum(list(first.values()), 1e-6)]),
+        np.concatenate([widths / _NORMAL_95, np.zeros(len(calls))]),
+        _patterns(
+            [measured[op_id].op for op_id in ids], values, (counts[:, : len(ids)] > 0).all(axis=0), n_calls=len(calls)
+        ),
+    )
+    ridge, untouched = calibration.of("ridge"), calibration.of("none")
+    if ridge.loo_error >= untouched.loo_error:
+        return ()
+    found = []
+    for number, op_id in enumerate(ids):
+        value, spread = float(ridge.values_ms[number]), float(np.exp(_NORMAL_95 * ridge.log_sd[number]))
+        found.append(
+            replace(
+                measured[op_id],
+                method="in_situ",
+                latency_ms=value,
+                latency_lo_ms=value / spread,
+                latency_hi_ms=value * spread,
+            )
+        )
+    return tuple(found)
+
+
+def _patterns(
+    ops: Sequence[OpSpec], values_ms: Floats, always: NDArray[np.bool_], *, n_calls: int
+) -> tuple[Pattern, ...]:
+    """Return in which ways ops may cost more or less inside a network; the call overhead stays as it is.
+
+    `always` (ops,): the ops every network has. What is the same for all networks, whatever they hold, shows there.
+    """
+    from lutbuilder.stats.calibrate import Pattern
+
+    def padded(factors: Floats) -> Floats:
+        return np.vstack([factors, np.zeros((n_calls, factors.shape[1]))])
+
+    shapes = list(dict.fromkeys(input_shape(op) for op in ops))
+    of_shape = np.array([[float(input_shape(op) == shape) for shape in shapes] for op in ops])
+    boundary = (np.median(values_ms) / values_ms)[:, None]  # the same few microseconds for every op
+    return (
+        Pattern(name="all ops", factors=padded(np.ones((len(ops), 1)))),
+        Pattern(name="every op alike", factors=padded(boundary)),
+        Pattern(name="ops of one input shape", factors=padded(of_shape)),
+        Pattern(name="boundary of one input shape", factors=padded(of_shape * boundary)),
+        Pattern(name="ops of every network", factors=padded(always[:, None].astype(np.float64))),
+        Pattern(name="each op", factors=padded(np.eye(len(ops)))),
+    )
+
+
+def _nearest(
+    space: SearchSpace, target: float, rng: np.random.Generator, *, near: float = 0.0
+) -> tuple[NDArray[np.int16], float]:
+    """Return an arch whose MACs are near `target`, and its MACs."""
+    arch = space.sample(rng, 1)[0]
+    macs = _macs(space.arch_ops(arch))
+    for _ in range(_TRIES):
+        if abs(macs - target) <= near:
+            break
+        other = arch.copy()
+        variable = int(rng.integers(len(space.sizes)))
+        other[variable] = rng.integers(space.sizes[variable])
+        other = space.canonical(other[None])[0]
+        if not space.allowed(other[None])[0]:
+            continue
+        found = _macs(space.arch_ops(other))
+        if abs(found - target) < abs(macs - target):
+            arch, macs = other, found
+    return arch, macs
+
+
+def _macs(ops: Sequence[OpSpec]) -> float:
+    return float(sum(_op_macs(op) for op in ops))
+
+
+@lru_cache(maxsize=65_536)
+def _op_macs(op: OpSpec) -> int:
+    return lower(op).macs

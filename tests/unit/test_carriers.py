@@ -1,0 +1,156 @@
+"""Carriers: chosen over the whole range, and what they say of ops inside networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lutbuilder import spaces
+from lutbuilder.campaign.carriers import CARRIERS, choose_carriers, in_situ_rows
+from lutbuilder.campaign.plan import overhead_op
+from lutbuilder.campaign.spec import CampaignOp
+from lutbuilder.lower import lower, lower_network
+from lutbuilder.lut import Row
+from lutbuilder.stats.records import OpEstimate
+
+SPACE = spaces.get("proxyless")
+OVERHEAD_MS = 0.01
+NOISE = 0.003
+
+
+def an_estimate(op_id: str, time_ms: float, *, half: float = 2 * NOISE) -> OpEstimate:
+    return OpEstimate(
+        op_id=op_id,
+        time_ms=time_ms,
+        lo_ms=time_ms * (1 - half),
+        hi_ms=time_ms * (1 + half),
+        p90_ms=time_ms,
+        n_visits=30,
+        n_rounds=30,
+        n_instances=6,
+        n_sessions=1,
+        test_retest=0.0,
+        preempted_fraction=0.0,
+        bimodal=False,
+        residual_mad=0.01,
+    )
+
+
+def rows_of(alone_ms: dict[str, float]) -> tuple[Row, ...]:
+    rows = []
+    for op in SPACE.ops():
+        ms = alone_ms[op.op_id]
+        rows.append(
+            Row.of(
+                op,
+                latency_ms=ms,
+                latency_lo_ms=ms * 0.98,
+                latency_hi_ms=ms * 1.02,
+                call_overhead_ms=OVERHEAD_MS,
+                method="context",
+                cache="rotating",
+            )
+        )
+        identity = overhead_op(op)
+        if identity.op_id not in {row.op_id for row in rows}:
+            rows.append(Row.of(identity, latency_ms=OVERHEAD_MS, method="context", cache="rotating"))
+    return tuple(rows)
+
+
+@pytest.fixture(scope="module")
+def alone_ms() -> dict[str, float]:
+    return {op.op_id: 0.05 + lower(op).macs * 2e-8 for op in SPACE.ops()}
+
+
+def times(carriers: tuple[CampaignOp, ...], true_ms: dict[str, float], *, seed: int) -> dict[str, OpEstimate]:
+    rng = np.random.default_rng(seed)
+    return {
+        c.op_id: an_estimate(
+            c.op_id,
+            (OVERHEAD_MS + sum(true_ms[op.op_id] for op in c.ops)) * float(np.exp(NOISE * rng.standard_normal())),
+        )
+        for c in carriers
+    }
+
+
+def error(rows: tuple[Row, ...], true_ms: dict[str, float], *, seed: int) -> float:
+    """Mean relative error of the sums of 200 random networks."""
+    ms = {row.op_id: row.latency_ms or 0.0 for row in rows}
+    nets = [SPACE.arch_ops(arch) for arch in SPACE.sample(np.random.default_rng(seed), 200)]
+    sums = np.array([sum(ms[op.op_id] for op in net) for net in nets])
+    truth = np.array([sum(true_ms[op.op_id] for op in net) for net in nets])
+    return float(np.abs(sums / truth - 1).mean())
+
+
+def test_carriers_fill_the_range_of_macs_and_are_all_different() -> None:
+    carriers = choose_carriers(SPACE, CARRIERS, seed=3)
+    macs = np.array([lower_network(list(c.ops)).macs for c in carriers], dtype=float)
+    assert len({c.op_id for c in carriers}) == CARRIERS
+    assert macs.max() > 4 * macs.min()
+    assert np.diff(np.sort(macs)).max() < 0.25 * np.ptp(macs)
+
+
+def test_the_same_seed_gives_the_same_carriers_and_another_one_others() -> None:
+    first, again, other = (choose_carriers(SPACE, 4, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert not {c.op_id for c in first} & {c.op_id for c in other}
+
+
+def test_carriers_are_timed_like_networks_and_named_like_them() -> None:
+    (carrier,) = choose_carriers(SPACE, 1, seed=0)
+    assert carrier.role == "carrier"
+    assert carrier.is_whole
+    assert carrier.op_id == CampaignOp.network(carrier.ops).op_id
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        pytest.param(lambda op, ms: ms * 1.025, id="everything is 2.5 % slower"),
+        pytest.param(lambda op, ms: ms - 0.006, id="every op saves 6 us"),
+        pytest.param(lambda op, ms: ms * (1.05 if op.height >= 56 else 1.0), id="large maps cost 5 % more"),
+    ],
+)
+def test_in_situ_rows_hold_what_a_network_does_to_its_ops(inside, alone_ms) -> None:  # type: ignore[no-untyped-def]  # a lambda of the table above
+    true_ms = {op.op_id: inside(op, alone_ms[op.op_id]) for op in SPACE.ops()}
+    carriers = choose_carriers(SPACE, CARRIERS, seed=0)
+    rows = rows_of(alone_ms)
+    found = in_situ_rows(carriers, rows, times(carriers, true_ms, seed=1))
+    assert {row.op_id for row in found} == {op.op_id for op in SPACE.ops()}
+    assert all(row.method == "in_situ" and row.evidence == "measured" for row in found)
+    assert error(found, true_ms, seed=5) < 0.35 * error(rows, true_ms, seed=5)
+
+
+def test_where_sums_are_right_already_the_correction_stays_within_the_noise(alone_ms: dict[str, float]) -> None:
+    carriers = choose_carriers(SPACE, CARRIERS, seed=0)
+    found = in_situ_rows(carriers, rows_of(alone_ms), times(carriers, alone_ms, seed=2))
+    assert not found or error(found, alone_ms, seed=6) < NOISE
+
+
+def test_one_carrier_that_is_far_off_does_not_bend_the_rows(alone_ms: dict[str, float]) -> None:
+    true_ms = {op_id: 1.02 * ms for op_id, ms in alone_ms.items()}
+    carriers = choose_carriers(SPACE, CARRIERS, seed=0)
+    estimates = times(carriers, true_ms, seed=1)
+    broken = carriers[3].op_id
+    estimates[broken] = an_estimate(broken, 1.3 * estimates[broken].time_ms)
+    found = in_situ_rows(carriers, rows_of(alone_ms), estimates)
+    assert error(found, true_ms, seed=5) < 0.006
+
+
+def test_too_few_carriers_make_no_in_situ_rows(alone_ms: dict[str, float]) -> None:
+    carriers = choose_carriers(SPACE, 5, seed=0)
+    assert in_situ_rows(carriers, rows_of(alone_ms), times(carriers, alone_ms, seed=1)) == ()
+
+
+def test_a_carrier_with_a_failed_op_is_left_out(alone_ms: dict[str, float]) -> None:
+    carriers = choose_carriers(SPACE, 6, seed=0)
+    gone = carriers[0].ops[3]
+    rows = tuple(
+        replace(row, latency_ms=None, latency_lo_ms=None, latency_hi_ms=None, exec_status="failed", reason="crashed")
+        if row.op_id == gone.op_id
+        else row
+        for row in rows_of(alone_ms)
+    )
+    assert in_situ_rows(carriers, rows, times(carriers, alone_ms, seed=1)) == ()
