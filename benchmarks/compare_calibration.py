@@ -5,8 +5,8 @@
 Reads the visits a store holds of validations. For every target it splits the validated networks at random, many times:
 `--nets` of them calibrate, the others are predicted. Prints the mean absolute error of the rows as they are, of affine,
 of ridge, and of what `lutbuilder calibrate` would have chosen; `floor` is what a perfect table would show, because the
-networks' own times are that uncertain. `--informative` chooses the networks of the fit as `calibrate` does, among the
-timed ones. Nothing is timed. `--save FILE` keeps what it read as arrays: tests/recorded/calibration.npz is such a file.
+networks' own times are that uncertain. `--spread` takes one network of the fit from every stratum of latency, as
+`calibrate` does. Nothing is timed. `--save FILE` keeps what it read as arrays (tests/recorded/calibration.npz is one).
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutbuilder import spaces
-from lutbuilder.campaign.calibrated import calibrate_rows, patterns
+from lutbuilder.campaign.calibrated import calibrate_rows
 from lutbuilder.campaign.collect import pooled
 from lutbuilder.campaign.estimates import summarise
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.campaign.state import default_store
 from lutbuilder.coordinator.store import Store
 from lutbuilder.lut import Row, make_rows, preferred
-from lutbuilder.stats.calibrate import METHODS, Method, choose_informative, gram_of
+from lutbuilder.op import OpSpec
+from lutbuilder.stats.calibrate import METHODS, Method
 from lutbuilder.stats.interval import quantile
 from lutbuilder.stats.records import OpEstimate
 from lutbuilder.validation import network_sum
@@ -57,20 +58,21 @@ def main() -> None:
     parser.add_argument("--nets", type=int, default=16)
     parser.add_argument("--splits", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--informative", action="store_true", help="choose the networks of the fit as calibrate does")
+    parser.add_argument("--spread", action="store_true", help="spread the networks of the fit over the latency range")
     parser.add_argument("--save", type=Path, default=None, metavar="FILE", help="write rows and networks to an .npz")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    found = []
+    found: list[dict[str, Any]] = []
     everything = read(default_store(chosen.state_dir))
     if chosen.save is not None:
-        np.savez_compressed(chosen.save, **{k: v for recorded in everything for k, v in arrays(recorded).items()})
+        kept = {name: values for recorded in everything for name, values in arrays(recorded).items()}
+        np.savez_compressed(chosen.save, allow_pickle=False, **kept)
         return
     for recorded in everything:
         if len(recorded.networks) < 2 * chosen.nets:
             continue
         errors = cross_validated(
-            recorded, nets=chosen.nets, splits=chosen.splits, seed=chosen.seed, informative=chosen.informative
+            recorded, nets=chosen.nets, splits=chosen.splits, seed=chosen.seed, spread=chosen.spread
         )
         found.append({"target": recorded.name, "networks": len(recorded.networks), "floor": floor(recorded), **errors})
     if chosen.json:
@@ -149,18 +151,18 @@ def floor(recorded: Recorded) -> float:
     return float(_MEAN_OF_NORMAL * np.mean(np.array(widths) / quantile(freedom)))
 
 
-def cross_validated(
-    recorded: Recorded, *, nets: int, splits: int, seed: int, informative: bool
-) -> dict[str, list[float]]:
+def cross_validated(recorded: Recorded, *, nets: int, splits: int, seed: int, spread: bool) -> dict[str, list[float]]:
     """Return the MAPE of networks outside the fit, by method, one value a split."""
     covered = spaces.get(recorded.space, batch=recorded.batch).ops()
     rng = np.random.default_rng(seed)
     errors: dict[str, list[float]] = {name: [] for name in (*METHODS, _CHOSEN)}
     for _ in range(splits):
         shuffled = [recorded.networks[number] for number in rng.permutation(len(recorded.networks)).tolist()]
-        fitted = (
-            most_informative(shuffled[: len(shuffled) * 3 // 4], recorded, nets) if informative else shuffled[:nets]
-        )
+        fitted = shuffled[:nets]
+        if spread:
+            ranked = sorted(shuffled, key=lambda network: recorded.by_id[network.op_id].time_ms)
+            strata = np.array_split(np.arange(len(ranked)), nets)
+            fitted = [ranked[int(rng.choice(stratum))] for stratum in strata]
         ids = {network.op_id for network in fitted}
         tested = [network for network in shuffled if network.op_id not in ids]
         made = {method: calibrated(recorded, fitted, covered, method) for method in (*METHODS[1:], None)}
@@ -171,12 +173,12 @@ def cross_validated(
 
 
 def calibrated(
-    recorded: Recorded, fitted: Sequence[CampaignOp], covered: Sequence[object], method: Method | None
+    recorded: Recorded, fitted: Sequence[CampaignOp], covered: Sequence[OpSpec], method: Method | None
 ) -> tuple[Row, ...]:
     """Return the rows with calibrated ones beside them."""
     made = calibrate_rows(
         recorded.rows, fitted, recorded.by_id, covered=covered, table="", spaces=[recorded.space], method=method
-    )  # type: ignore[arg-type]  # ops of the space
+    )
     return (*recorded.rows, *made.rows)
 
 
@@ -185,22 +187,6 @@ def mape(networks: Sequence[CampaignOp], rows: Mapping[str, Row], by_id: Mapping
     return float(
         np.mean([abs(network_sum(network.ops, rows) / by_id[network.op_id].time_ms - 1.0) for network in networks])
     )
-
-
-def most_informative(networks: Sequence[CampaignOp], recorded: Recorded, nets: int) -> list[CampaignOp]:
-    """Return the networks that tell most, one of every stratum of latency."""
-    rows = preferred(recorded.rows)
-    ops = tuple(dict.fromkeys(op for network in networks for op in network.ops))
-    place = {op: number for number, op in enumerate(ops)}
-    values = np.array([rows[op.op_id].latency_ms or 0.0 for op in ops])
-    counts = np.zeros((len(networks), len(ops)))
-    for number, network in enumerate(networks):
-        for op in network.ops:
-            counts[number, place[op]] += 1.0
-    totals = counts @ values
-    gram = gram_of(counts * values / totals[:, None], patterns(ops, values))
-    strata = np.array_split(np.argsort(totals, kind="stable"), nets)
-    return [networks[number] for number in choose_informative(gram, 0.003, strata).tolist()]
 
 
 if __name__ == "__main__":

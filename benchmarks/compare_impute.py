@@ -53,7 +53,7 @@ class Figures:
     p95: float
     worst: float
     covered_90: float
-    not_positive: int
+    not_positive: float
     network_mape: float
     network_worst: float
     net_network_mape: float
@@ -90,7 +90,7 @@ def figures(
         p95=float(np.quantile(relative, 0.95)),
         worst=float(relative.max()),
         covered_90=covered,
-        not_positive=int((filled <= 0).sum()),
+        not_positive=float((filled <= 0).sum()),
         network_mape=network_mape,
         network_worst=network_worst,
         net_network_mape=net,
@@ -128,7 +128,7 @@ def physics(grid: Grid, knots: Sequence[OpSpec]) -> NDArray[np.float64]:
         work = shapes.work[0][:, :5]
         weights, _ = nnls(work[mine & known] / truth[mine & known, None], np.ones(int((mine & known).sum())))
         filled[mine & ~known] = work[mine & ~known] @ weights
-    return filled
+    return np.asarray(filled)
 
 
 def lines(grid: Grid, knots: Sequence[OpSpec]) -> NDArray[np.float64]:
@@ -155,7 +155,7 @@ def lines(grid: Grid, knots: Sequence[OpSpec]) -> NDArray[np.float64]:
                 inside = LinearNDInterpolator(widths[known], values[known])(widths)
                 guess = np.where(np.isnan(inside), guess, inside)
             filled[members] = np.where(known, values, guess)
-    return filled
+    return np.asarray(filled)
 
 
 def compare(grid: Grid, shares: Sequence[float], seeds: int) -> dict[str, list[Figures]]:
@@ -181,7 +181,7 @@ def compare(grid: Grid, shares: Sequence[float], seeds: int) -> dict[str, list[F
             found["lines"].append(figures(grid, lines(grid, ours), rest, networks))
         for design, all_of in found.items():
             means = {f.name: float(np.mean([getattr(one, f.name) for one in all_of])) for f in fields(Figures)}
-            made[design].append(Figures(**{**means, "not_positive": sum(one.not_positive for one in all_of)}))
+            made[design].append(Figures(**means))
     return made
 
 
@@ -223,7 +223,7 @@ def main() -> None:
     for design, all_of in made.items():
         for one in all_of:
             of_shapes = (
-                f"{one.mape:6.2f} {one.p95:6.2f} {one.worst:6.1f} {100 * one.covered_90:6.1f} {one.not_positive:5d}"
+                f"{one.mape:6.2f} {one.p95:6.2f} {one.worst:6.1f} {100 * one.covered_90:6.1f} {one.not_positive:5.1f}"
             )
             of_networks = f"{one.network_mape:15.2f} {one.network_worst:5.2f} {one.net_network_mape:5.2f}"
             print(f"{design:8} {one.share:5.1f}% {of_shapes}  {of_networks}")

@@ -11,13 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lutbuilder.campaign.calibrated import (
     Calibrated,
     calibrate_rows,
-    patterns,
-    transfer_patterns,
     transfer_rows,
     with_calibration,
 )
@@ -35,19 +32,15 @@ from lutbuilder.campaign.plan import campaign_ops, make_plan
 from lutbuilder.campaign.request import CalibrateOutcome, CalibrateRequest, OnProgress, ValidateRequest
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder.networks import choose
-from lutbuilder.stats.calibrate import LEAST_NETWORKS, choose_informative, gram_of
+from lutbuilder.stats.calibrate import LEAST_NETWORKS
 from lutbuilder_agent.errors import Interrupted, LutConflict, LutError, SpecError
 
 if TYPE_CHECKING:
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
     from lutbuilder.lut import Lut
     from lutbuilder.spaces import SearchSpace
-    from lutbuilder.stats.calibrate import Pattern
 
-Floats = NDArray[np.float64]
-_CANDIDATES = (8, 4, 2, 1)  # networks drawn for one that is taken; fewer where the space has no more
 _SEED = 0xCA11B8A7  # a stream of its own: a validation with the same seed shares no draw
-_NOISE = 0.003  # of a network's time, in 3 instances and more; how the networks are chosen hardly depends on it
 _MOST_OPS = 300  # of a table that are timed beside the networks: they tell the machine's speed, and a round stays short
 
 
@@ -185,7 +178,7 @@ def _transfer(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOu
                 f"Correct them: lutbuilder calibrate {base.path.parent}"
             )
         avoid = set() if base is None else {*validated(base, host.store), *reserved(space, base)}
-        networks = choose_networks(space, source, n=request.n_networks, seed=request.seed, avoid=avoid, transfer=True)
+        networks = choose_networks(space, source, n=request.n_networks, seed=request.seed, avoid=avoid)
         host.tell("preparing", f"{len(networks)} networks to scale {source.name}@{source.version} with")
         spec = CampaignSpec(
             space=space.name,
@@ -250,56 +243,29 @@ def _collect(request: CalibrateRequest, space: SearchSpace, target: Target) -> s
 
 
 def choose_networks(
-    space: SearchSpace, lut: Lut, *, n: int, seed: int, avoid: Collection[str], transfer: bool = False
+    space: SearchSpace, lut: Lut, *, n: int, seed: int, avoid: Collection[str]
 ) -> tuple[CampaignOp, ...]:
-    """Return `n` networks spread over the space's latency range that tell most about the ops; none of `avoid` (ids).
+    """Return `n` random networks spread evenly over the space's latency range, none of which is one of `avoid` (ids).
 
-    One of every n-th part of random candidates by predicted latency: the one that, with those taken before, leaves the
-    least doubt about all candidates (stats.calibrate.choose_informative). Fixed by the arguments. Raises SpecError if
-    the space has too few networks.
+    Fixed by the arguments. Not picked by an optimal design: that takes the extremes, where networks are least like
+    sums of their ops. Raises SpecError if the space has too few.
     """
     from lutbuilder.nas.compiled import compile_space
     from lutbuilder.nas.sampling import spread_archs
 
-    compiled = compile_space(space, lut)
-    for factor in _CANDIDATES:
-        taken = set(avoid)
-        candidates: dict[str, CampaignOp] = {}
+    taken = set(avoid)
+    chosen: list[CampaignOp] = []
 
-        def accept(arch: object) -> bool:
-            network = CampaignOp.network(space.arch_ops(arch))  # type: ignore[arg-type]  # what numpy takes for an array
-            new = network.op_id not in taken  # noqa: B023  # called before the loop goes on
-            taken.add(network.op_id)  # noqa: B023  # called before the loop goes on
-            if new:
-                candidates[network.op_id] = network  # noqa: B023  # called before the loop goes on
-            return new
+    def accept(arch: Sequence[int]) -> bool:
+        network = CampaignOp.network(space.arch_ops(arch))
+        new = network.op_id not in taken  # two archs may be one network: where a layer is left out
+        taken.add(network.op_id)
+        if new:
+            chosen.append(network)
+        return new
 
-        try:
-            archs = spread_archs(compiled, factor * n, np.random.default_rng([seed, _SEED]), accept)
-            break
-        except SpecError:
-            if factor == _CANDIDATES[-1]:
-                raise
-    networks = tuple(candidates.values())
-    latency_ms = compiled.predict(archs)
-    gram = gram_of(*_shares(networks, lut, latency_ms, transfer=transfer))
-    strata = np.array_split(np.argsort(latency_ms, kind="stable"), n)
-    return tuple(networks[number] for number in choose_informative(gram, _NOISE, strata).tolist())
-
-
-def _shares(
-    networks: Sequence[CampaignOp], lut: Lut, latency_ms: Floats, *, transfer: bool
-) -> tuple[Floats, tuple[Pattern, ...]]:
-    """Return the part of each op in each network's latency, shape (networks, ops), and the patterns of these ops."""
-    ops = tuple(dict.fromkeys(op for network in networks for op in network.ops))
-    place = {op: number for number, op in enumerate(ops)}
-    values = lut.latency_ms(ops)
-    counts = np.zeros((len(networks), len(ops)))
-    for number, network in enumerate(networks):
-        for op in network.ops:
-            counts[number, place[op]] += 1.0
-    ways = transfer_patterns(ops, values) if transfer else patterns(ops, values)
-    return counts * values / latency_ms[:, None], ways
+    spread_archs(compile_space(space, lut), n, np.random.default_rng([seed, _SEED]), accept)
+    return tuple(chosen)
 
 
 def reserved(space: SearchSpace, lut: Lut) -> set[str]:

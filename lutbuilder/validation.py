@@ -160,7 +160,7 @@ def anchors(space: SearchSpace, base: Lut) -> tuple[CampaignOp, ...]:
     """
     imputed = {row.op_id for row in base.rows() if row.evidence == "modelled"}
     measured = [op for op in space.ops() if op.op_id not in imputed]
-    return campaign_ops(measured, measured[:: -(-len(measured) // _MOST_OPS)])
+    return campaign_ops(measured, measured[:: -(-len(measured) // _MOST_OPS) or 1])
 
 
 def to_run(spec: CampaignSpec, campaigns: Mapping[str, CampaignState], *, again: bool) -> CampaignSpec:
@@ -221,10 +221,11 @@ def make_report(
     from lutbuilder.lut import preferred
 
     published, pooled = tuple(published), tuple(pooled)
-    before = preferred(row for row in published if row.method != "calibrated")
-    now = preferred(row for row in pooled if row.method != "calibrated")
+    # A table taken over from another device has calibrated rows alone, and a scale that networks of this one gave it.
+    before = preferred(row for row in published if row.method != "calibrated") or preferred(published)
+    now = preferred(row for row in pooled if row.method != "calibrated") or preferred(pooled)
     kept = [net for net in networks if net.op_id in here.by_id and np.isfinite(network_sum(net.ops, now))]
-    scale_now = session_scale(here, as_timed(pooled))
+    scale_now = session_scale(here, as_timed(pooled)) if as_timed(pooled) or not pooled else 1.0
     if len(kept) < 3 or scale_now is None:
         raise CampaignFailed(
             f"only {len(kept)} of {len(networks)} networks were timed, and all their ops too, in {about.rounds} "
@@ -234,7 +235,7 @@ def make_report(
     truth = np.array([here.by_id[name].time_ms for name in names])
     predicted = scale_now * network_sums(kept, now)
     alone = as_timed(published)
-    scale = session_scale(here, alone)
+    scale = session_scale(here, alone) if alone or not published else 1.0
     scaled = float("nan") if scale is None else scale
     published_ms = scaled * network_sums(kept, before)
     has_calibrated = any(row.method == "calibrated" for row in published)

@@ -244,7 +244,6 @@ def _never() -> int:
     return 0
 
 
-
 def convs() -> tuple[CampaignOp, ...]:
     """Return 60 ops of 0.02 to 3 ms; a random network has ten of them, call overhead and all."""
     ops = [

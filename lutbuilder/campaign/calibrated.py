@@ -187,7 +187,8 @@ def transfer_rows(
     )  # fmt: skip  # one record, one line
     _check_regime(problem, fitted, report, worst=worst, collect=collect)
     fit = fitted.of(method)
-    values, log_sd = problem.by_id(fit.values_ms), problem.by_id(fit.log_sd)
+    # However simple the values' fit, their doubt is that of devices which differ in all the ways ridge knows.
+    values, log_sd = problem.by_id(fit.values_ms), problem.by_id(fitted.of("ridge").log_sd)
     calls = float(np.median((fit.values_ms / problem.prior_ms)[problem.networks.overhead]))
     rows = []
     for op_id, row in lookups.items():

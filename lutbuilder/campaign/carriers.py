@@ -93,6 +93,7 @@ def in_situ_rows(
     halves = np.array([half_ms(estimates[carrier.op_id]) or 0.0 for carrier in usable])
     values = np.array([measured[op_id].latency_ms or 0.0 for op_id in ids])
     widths = np.array([measured[op_id].half_width or 0.05 for op_id in ids])
+    always: NDArray[np.bool_] = np.all(counts[:, : len(ids)] > 0, axis=0)
     calibration = calibrate(
         Networks(
             counts=counts,
@@ -102,9 +103,7 @@ def in_situ_rows(
         ),
         np.concatenate([values, np.maximum(list(first.values()), 1e-6)]),
         np.concatenate([widths / _NORMAL_95, np.zeros(len(calls))]),
-        _patterns(
-            [measured[op_id].op for op_id in ids], values, (counts[:, : len(ids)] > 0).all(axis=0), n_calls=len(calls)
-        ),
+        _patterns([measured[op_id].op for op_id in ids], values, always, n_calls=len(calls)),
     )
     ridge, untouched = calibration.of("ridge"), calibration.of("none")
     if ridge.loo_error >= untouched.loo_error:

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lutbuilder.coordinator.schedule import StoredFailure
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
     from lutbuilder.lut import Lut, LutMeta, Row
     from lutbuilder.op import OpSpec
+    from lutbuilder.stats.records import Visits
+    from lutbuilder.stats.sessions import SessionReport
     from lutbuilder_agent.records import Fingerprint, Plan
 
 
@@ -113,7 +118,13 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
             visited = {op.op_id for state in states for op in state.spec.ops}
             wanted = tuple(op for op in wanted if op.op_id in visited)
             state = in_all(states)
-            made = draft(host, state, agent, impute=space.ops() if request.max_ops is not None else ())
+            made = draft(
+                host,
+                state,
+                agent,
+                impute=space.ops() if request.max_ops is not None else (),
+                keep_flagged=request.keep_flagged,
+            )
             try:
                 lut = publish_draft(
                     host,
@@ -272,14 +283,15 @@ class Draft:
     pool: Pool
 
 
-def draft(host: Host, state: CampaignState, agent: AgentState, *, impute: Sequence[OpSpec] = ()) -> Draft:
+def draft(
+    host: Host, state: CampaignState, agent: AgentState, *, impute: Sequence[OpSpec] = (), keep_flagged: bool = False
+) -> Draft:
     """Fit the campaign's pool and make rows, imputed ones for those of `impute` that were not measured.
 
     Raises CampaignFailed, with the reasons, if nothing was measured.
     """
     from lutbuilder.lut import QualitySummary, make_rows
     from lutbuilder.lut.schema import MAX_TRACE
-    from lutbuilder.stats.sessions import session_reports
     from lutbuilder.stats.trace import machine_trace
 
     host.tell("fitting")
@@ -289,7 +301,7 @@ def draft(host: Host, state: CampaignState, agent: AgentState, *, impute: Sequen
     if not len(visits):
         told = "; ".join(list(dict.fromkeys(f"{f.reason}: {f.detail}" for f in host.store.failures(spec.key)))[:3])
         raise CampaignFailed(f"nothing was measured ({state.reason}). {told or 'Type `lutbuilder doctor`'}")
-    summary = summarise(pool.ops, visits)
+    summary, reports, speed = in_line(pool.ops, visits, keep_flagged=keep_flagged)
     reasons = {
         op_id: "precision" if (half := estimate.half_width) is not None and half <= spec.precision else state.reason
         for op_id, estimate in summary.by_id.items()
@@ -313,10 +325,10 @@ def draft(host: Host, state: CampaignState, agent: AgentState, *, impute: Sequen
         sessions=pool.sessions,
         # Even where they corrected nothing: that was their word too.
         fitted_networks=tuple(sorted(op.op_id for op in pool.ops if op.role == "carrier")),
-        session_reports=session_reports(visits, summary.drift),
+        session_reports=reports,
         drift_trace=machine_trace(
             visits,
-            summary.drift.speed,
+            speed,
             sessions={session.session_id for session in host.store.sessions([spec.key])},
             points=MAX_TRACE,
         ),
@@ -329,6 +341,26 @@ def draft(host: Host, state: CampaignState, agent: AgentState, *, impute: Sequen
         ),
     )
     return Draft(rows=rows, meta=meta, summary=summary, pool=pool)
+
+
+def in_line(
+    ops: Sequence[CampaignOp], visits: Visits, *, keep_flagged: bool = False
+) -> tuple[Summary, tuple[SessionReport, ...], NDArray[np.float64]]:
+    """Return the fit of the sessions in line, the report of every session, and the log slowdown at every visit.
+
+    Which session is left out is decided by rule (stats/sessions.py); none is whose leaving would lose an op, and none at
+    all with `keep_flagged`.
+    """
+    from lutbuilder.stats.sessions import exclude_flagged, session_reports
+
+    everything = summarise(ops, visits)
+    reports = session_reports(visits, everything.drift, exclude=not keep_flagged)
+    kept = exclude_flagged(visits, reports)
+    if len(kept) == len(visits):
+        return everything, reports, everything.drift.speed
+    if set(kept.op.tolist()) < set(visits.op.tolist()):
+        return everything, session_reports(visits, everything.drift), everything.drift.speed
+    return summarise(ops, kept), reports, everything.drift.speed
 
 
 def with_calls(rows: Sequence[Row], store: Store, campaign_ids: Sequence[str]) -> tuple[Row, ...]:
@@ -420,6 +452,8 @@ def _nothing_missing(base: Lut, host: Host) -> CollectOutcome:
 def _outcome(
     host: Host, state: CampaignState, lut: Lut, summary: Summary, *, wanted: Sequence[OpSpec], resumed: bool
 ) -> CollectOutcome:
+    from lutbuilder.stats.sessions import agent_reports
+
     ids = {op.op_id for op in wanted}
     failed = [row for row in lut.rows() if row.op_id in ids and row.latency_ms is None]
     notes = [f"{row.op.label()}: {row.exec_status}, {row.reason}" for row in failed]
@@ -429,6 +463,17 @@ def _outcome(
         if n_wide:
             short = f"{n_wide} of {len(ids)} ops are not yet at the wanted precision"
             notes.append(f"{short}: the same command goes on measuring them")
+    mine = {session.session_id for session in host.store.sessions([state.campaign_id])}
+    for report in lut.meta.session_reports:
+        if report.flagged and report.session_id in mine:
+            judged = (
+                "left out of the table" if report.excluded else "out of line with the others, but part of the table"
+            )
+            notes.append(f"session {report.session_id} is {judged}: {report.reason}")
+    for each in agent_reports(summary.visits, summary.drift):
+        if each.inconsistent:
+            differ = f"{len(each.inconsistent)} of {each.n_ops} ops differ on agent {each.agent} from the other agents"
+            notes.append(f"{differ} by more than their noise: it may be another device")
     if lut.meta.noisy:
         notes.append(f"marked noisy ({', '.join(lut.meta.noisy)}): lutbuilder luts lint {lut.spec} says why")
     n_imputed = sum(row.status == "imputed" and row.kind != "identity" for row in lut.rows())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +84,8 @@ def staged(
     for stage in stages(count):
         known = measured()
         chosen = next_knots(space.ops(), left, known, uses, stage.count)
-        left = dict.fromkeys(op for op in left if op not in set(chosen))
+        taken = set(chosen)
+        left = dict.fromkeys(op for op in left if op not in taken)
         if chosen:
             ops = knot_ops(space.ops(), known, chosen, uses)
             yield replace(spec, ops=ops, budget_s=spec.budget_s * stage.share)
@@ -112,6 +114,7 @@ def next_knots(
     overhead can be told. With estimates they are those that add most to a network's error: uses x uncertainty in ms.
     """
     shapes = shapes_of(space_ops)
+    candidates = set(candidates)
     allowed = np.array([op in candidates for op in space_ops], dtype=np.float64)
     if known:
         told = impute_ops(space_ops, known)
@@ -119,14 +122,14 @@ def next_knots(
         weight = allowed * use * np.nan_to_num(told.ms, nan=float(np.nanmax(told.ms)))
         chosen = choose(shapes, weight, count, imputation=told)
         return tuple(space_ops[i] for i in np.sort(chosen))
-    seeds = [op for op in _seeds(space_ops, max(2, round(_SEEDED * count))) if op in candidates][:count]
-    places = np.flatnonzero([op in set(seeds) for op in space_ops])
+    seeds = {op for op in _seeds(space_ops, min(count, max(2, round(_SEEDED * count)))) if op in candidates}
+    places = np.flatnonzero([op in seeds for op in space_ops])
     chosen = choose(shapes, allowed, count - len(places), taken=places)
     return tuple(space_ops[i] for i in np.sort(np.concatenate([places, chosen])))
 
 
 def _seeds(space_ops: Sequence[OpSpec], count: int) -> list[OpSpec]:
-    """Return about `count` ops that follow each other at spread out shapes, the cheapest that do."""
+    """Return up to `count` ops that follow each other at spread out shapes, the cheapest that do."""
     macs = {op: lower(op).macs for op in space_ops}
     giving: dict[Shape, OpSpec] = {}
     taking: dict[Shape, OpSpec] = {}
@@ -141,9 +144,9 @@ def _seeds(space_ops: Sequence[OpSpec], count: int) -> list[OpSpec]:
     found: dict[OpSpec, None] = {}
     for i in order:
         shape = input_shape(inner[i])
-        if len(found) >= count:
-            break
-        found |= {giving[shape]: None, taking[shape]: None}
+        both = {giving[shape]: None, taking[shape]: None}
+        if len(found | both) <= count:
+            found |= both
     return list(found)
 
 
@@ -158,12 +161,13 @@ def knot_ops(
     As `campaign_ops`, but pairs are formed among the knots only, and where none can be the call overhead is imputed
     from other shapes, not taken from an empty call, which is another thing. Shapes that had pairs already get no more.
     """
-    before = [op for op in space_ops if op in known and op not in wanted]
-    knots = [op for op in space_ops if op in known or op in wanted]
+    old, new = set(known).difference(wanted), set(wanted)
+    before = [op for op in space_ops if op in old]
+    knots = [op for op in space_ops if op in old or op in new]
     done = {input_shape(second) for _, second in pairs(before, per_shape=1)}
     joined = [pair for pair in pairs(knots, per_shape=_PAIRS_PER_SHAPE) if input_shape(pair[1]) not in done]
     given = {output_shape(op) for op in space_ops if op.kind != "logits"}
-    fresh = [op for op in space_ops if op in wanted]
+    fresh = [op for op in space_ops if op in new]
     empty = [overhead_op(op) for op in fresh if input_shape(op) not in given]
     sentinels = before[:: max(1, len(before) // SENTINELS)]
     singles = dict.fromkeys([*fresh, *(op for pair in joined for op in pair), *sentinels, *empty])
@@ -301,6 +305,7 @@ def _kind(op: OpSpec) -> tuple[object, ...]:
     return (op.kind, op.kernel, groups, op.act, op.residual, op.se, op.w_bits, op.a_bits, op.batch)
 
 
+@lru_cache(maxsize=1 << 17)  # a grid of 16 thousand ops, in five tiles
 def _work(op: OpSpec) -> tuple[float, ...]:
     """Elements read and written, a call, weights, MACs."""
     graph = lower(op)

@@ -44,6 +44,7 @@ class CollectRequest:
     lease_rounds: int = LEASE_ROUNDS  # at most, then every op is prepared anew; 0: all rounds in one preparation
     sessions: int = 1  # one after the other, each with a newly started agent, within one budget
     agents: int = 1  # how many agents, on devices of one kind, measure at once; the command waits for them
+    keep_flagged: bool = False  # fit sessions, too, that a rule finds out of line with the others
     again: bool = False  # measure once more even if the table already has every op at the wanted precision
     new_conditions: bool = False  # conditions changed since the newest version: start anew, do not refuse
     accept_noisy: bool = False  # publish, marked, what fails the gate (lutbuilder.lut.lint)

@@ -46,6 +46,9 @@ def collect(
         int, typer.Option(help="Sessions, each with a newly started agent; they share the budget.")
     ] = 1,
     agents: Annotated[int, typer.Option(help="Agents that measure at once, on equal devices.")] = 1,
+    keep_flagged: Annotated[
+        bool, typer.Option("--keep-flagged", help="Leave no session out, even one out of line with the others.")
+    ] = False,
     max_ops: Annotated[
         int | None,
         typer.Option(
@@ -125,6 +128,7 @@ def collect(
             carriers=whole(carriers, option="--carriers", least=0, most=1024),
             sessions=whole(sessions, option="--sessions", least=1, most=100),
             agents=whole(agents, option="--agents", least=1, most=100),
+            keep_flagged=keep_flagged,
             max_ops=None if max_ops is None else whole(max_ops, option="--max-ops", least=1, most=1_000_000),
             seed=whole(seed, option="--seed", least=0, most=(1 << 63) - 1),
             luts=luts,

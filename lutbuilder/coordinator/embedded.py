@@ -40,6 +40,7 @@ class EmbeddedAgent:
         self._folder = folder
         self._log_path = folder / "agent.log"
         self._starts = 0
+        self._renewals = 0
         self._lock_s = lock_s
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,8 +79,9 @@ class EmbeddedAgent:
         status = self._process.returncode
         if status == 0:
             self._starts -= 1
+            self._renewals += 1
             self.start()
-            return "the agent starts again: a new session"
+            return f"the agent starts again: session {self._renewals + 1}"
         if self._starts >= _MOST_STARTS:
             raise CampaignFailed(
                 f"the agent on this machine ended {self._starts} times, the last time with status {status}. Its last "

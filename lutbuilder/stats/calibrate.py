@@ -15,8 +15,9 @@ Little & Taylor, JASA 84(408), 1989.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -42,7 +43,8 @@ _OTHER_START = 3.0
 _HESSIAN_STEP = 1e-3
 _DRAWS = 64
 _MAX_STEPS = 50
-_SETTLED = 1e-5
+_SETTLED = 1e-4  # relative; a tenth of the best table's error
+_MANY = 1e6  # degrees of freedom that are as good as infinitely many
 _LEAST_NOISE = 1e-6  # a network known better than that would be an equation, not a measurement
 _OVERHEAD_FLOOR_MS = 1e-6  # 1 ns: what is left of a call overhead that an intercept would make negative
 
@@ -194,46 +196,13 @@ def excess(fit: Fit, networks: Networks, weights: Floats, *, noise_freedom: floa
     """Return how many times its noise a method's leave-one-out error is, and the probability of so much by noise alone.
 
     An F test of the weighted mean square error against the noise's, which is known with `noise_freedom` degrees of
-    freedom. Leaving a network out costs something too, so a probability of 1 % is not yet a catastrophe.
+    freedom. What a fit without the network lacks is taken for an error too.
     """
     from scipy.special import fdtrc
 
     noise = _rms(networks.noise, weights)
     ratio = fit.loo_error / noise
-    return ratio, float(fdtrc(float(weights.sum()), noise_freedom, ratio**2))
-
-
-def choose_informative(gram: Floats, noise: float, strata: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Return one candidate of every stratum, so that together they tell most about all candidates.
-
-    `gram` (candidates, candidates): prior covariance of the candidates' log times (`gram_of`); `noise`: the standard
-    error one is going to be measured with; `strata`: candidate numbers, each stratum not empty. Greedy, from the outer
-    strata inwards; each pick lowers the sum of all candidates' variances the most (Bayesian A-optimality; Chaloner &
-    Verdinelli, Statistical Science 10(3), 1995).
-    """
-    left = gram.copy()
-    order = sorted(range(len(strata)), key=lambda number: -abs(number - (len(strata) - 1) / 2))
-    picked: dict[int, int] = {}
-    for number in order:
-        among = strata[number]
-        variance = np.diag(left)[among] + noise**2
-        gain = (left[:, among] ** 2).sum(axis=0) / variance
-        best = int(np.argmax(gain))
-        picked[number] = int(among[best])
-        left -= np.outer(left[:, among[best]], left[among[best]]) / variance[best]
-    return np.array([picked[number] for number in range(len(strata))], dtype=np.int64)
-
-
-def gram_of(shares: Floats, patterns: Sequence[Pattern]) -> Floats:
-    """Return the prior covariance of networks' log times, patterns of unknown size at their typical one, shape (n, n).
-
-    `shares` (n, m): the part of a network's time that each term takes.
-    """
-    total = np.zeros((len(shares), len(shares)))
-    for pattern in patterns:
-        seen = pattern.seen(shares)
-        total += (pattern.typical_sd if pattern.sd is None else pattern.sd) ** 2 * seen @ seen.T
-    return total
+    return ratio, float(fdtrc(float(weights.sum()), min(noise_freedom, _MANY), ratio**2))
 
 
 # --- Affine
@@ -244,8 +213,10 @@ def _affine(networks: Networks, prior_ms: Floats, prior_sd: Floats, weights: Flo
     design = np.column_stack([np.ones_like(predicted), predicted]) / measured[:, None]
     (intercept, slope), hat, inverse = _least_squares(design, weights)
     lowest = float(prior_ms[networks.overhead].min()) - _OVERHEAD_FLOOR_MS
-    if intercept < -slope * lowest:
-        # The bound holds: a = -b x the smallest overhead, and b is fitted to what is left of the sums.
+    if slope <= 0.0 or intercept < -slope * lowest:
+        # The bound holds: a = -b x the smallest overhead, and b is fitted to what is left of the sums. Networks that
+        # become faster as their sums grow leave nothing but a scale.
+        lowest = lowest if slope > 0.0 else 0.0
         design = ((predicted - lowest) / measured)[:, None]
         (slope,), hat, inverse = _least_squares(design, weights)
         intercept = -slope * lowest
@@ -285,7 +256,7 @@ class _Ridge:
     scales: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Linear:
     """The sums linearised around some effects: target = shares @ effects + noise. Shapes (n,), (n, m), (n,), (n,)."""
 
@@ -300,52 +271,58 @@ class _Linear:
 
         `log_sd`: sizes of the patterns that are estimated, then of what no sum explains.
         """
-        sizes = iter(np.exp(log_sd).tolist())
-        gram = np.zeros((len(self.target), len(self.target)))
-        reach = np.zeros((self.shares.shape[1], len(self.target)))
-        prior = np.zeros(self.shares.shape[1])
-        for pattern in self.patterns:
-            size2 = (next(sizes) if pattern.sd is None else pattern.sd) ** 2
-            seen = pattern.seen(self.shares)
-            gram += size2 * seen @ seen.T
-            reach += size2 * pattern.spread(seen)
-            prior += size2 * pattern.variance()
-        noise2 = self.noise2 + next(sizes) ** 2
-        inverse = np.linalg.inv(gram + np.diag(noise2 / self.weights))
+        variances, own2 = self._sizes2(log_sd)
+        noise2 = self.noise2 + own2
+        reach = np.tensordot(variances, self._reach, 1)
+        inverse = np.linalg.inv(np.tensordot(variances, self._grams, 1) + np.diag(noise2 / self.weights))
         told = reach @ inverse
         left_out = (inverse @ self.target) / np.diag(inverse)
         return (
             told @ self.target,
-            np.maximum(prior - (told * reach).sum(axis=1), 0.0),
+            np.maximum(variances @ self._spreads - (told * reach).sum(axis=1), 0.0),
             left_out,
             1.0 / np.diag(inverse) - noise2 / self.weights + noise2,
         )
 
-    def surprise(self) -> Callable[[Floats], tuple[float, Floats]]:
-        """Return minus the log evidence of the sizes, with its gradient, as a function of `log_sd`."""
-        known, parts = np.diag(self.noise2 / self.weights), []
-        for pattern in self.patterns:
-            seen = pattern.seen(self.shares)
-            if pattern.sd is None:
-                parts.append(seen @ seen.T)
-            else:
-                known = known + pattern.sd**2 * seen @ seen.T
-        unknown = np.array([*parts, np.diag(1.0 / self.weights)])
-        centre = _typical(self.patterns)
+    def surprise(self, log_sd: Floats) -> tuple[float, Floats]:
+        """Return minus the log evidence of the sizes, their prior included, and its gradient."""
+        variances, own2 = self._sizes2(log_sd)
+        total = np.tensordot(variances, self._grams, 1) + np.diag((self.noise2 + own2) / self.weights)
+        lower = np.linalg.cholesky(total)
+        inverse = np.linalg.inv(lower)
+        inverse = inverse.T @ inverse
+        solved = inverse @ self.target
+        away = (log_sd - self.typical) / _LOG_SD_SD
+        value = 0.5 * self.target @ solved + np.log(np.diag(lower)).sum() + 0.5 * away @ away
+        unknown = [gram for gram, pattern in zip(self._grams, self.patterns, strict=True) if pattern.sd is None]
+        slopes = [(inverse * gram).sum() - solved @ gram @ solved for gram in unknown]
+        slopes.append((np.diag(inverse) / self.weights).sum() - (solved**2 / self.weights).sum())
+        return float(value), np.exp(2.0 * log_sd) * np.array(slopes) + away / _LOG_SD_SD
 
-        def at(log_sd: Floats) -> tuple[float, Floats]:
-            variances = np.exp(2.0 * log_sd)
-            lower = np.linalg.cholesky(known + np.tensordot(variances, unknown, 1))
-            inverse = np.linalg.inv(lower)
-            inverse = inverse.T @ inverse
-            solved = inverse @ self.target
-            away = (log_sd - centre) / _LOG_SD_SD
-            value = 0.5 * self.target @ solved + np.log(np.diag(lower)).sum() + 0.5 * away @ away
-            trace = np.einsum("ij,kij->k", inverse, unknown)
-            fitted = np.einsum("i,kij,j->k", solved, unknown, solved)
-            return float(value), variances * (trace - fitted) + away / _LOG_SD_SD
+    @cached_property
+    def typical(self) -> Floats:
+        """The middle of the prior of `log_sd`."""
+        return np.log([*(pattern.typical_sd for pattern in self.patterns if pattern.sd is None), _TYPICAL_OWN_SD])
 
-        return at
+    def _sizes2(self, log_sd: Floats) -> tuple[Floats, float]:
+        """Return the variance of every pattern, and of what no sum explains."""
+        estimated = iter(np.exp(2.0 * log_sd).tolist())
+        variances = [next(estimated) if pattern.sd is None else pattern.sd**2 for pattern in self.patterns]
+        return np.array(variances), next(estimated)
+
+    # What patterns of size 1 are: seen by networks (n, n), between terms and networks (m, n), of each term (m,).
+
+    @cached_property
+    def _grams(self) -> Floats:
+        return np.array([seen @ seen.T for seen in (pattern.seen(self.shares) for pattern in self.patterns)])
+
+    @cached_property
+    def _reach(self) -> Floats:
+        return np.array([pattern.spread(pattern.seen(self.shares)) for pattern in self.patterns])
+
+    @cached_property
+    def _spreads(self) -> Floats:
+        return np.array([pattern.variance() for pattern in self.patterns])
 
 
 def _ridge(networks: Networks, prior_ms: Floats, patterns: tuple[Pattern, ...]) -> _Ridge:
@@ -385,18 +362,13 @@ def _ridge(networks: Networks, prior_ms: Floats, patterns: tuple[Pattern, ...]) 
     )
 
 
-def _typical(patterns: Sequence[Pattern]) -> Floats:
-    return np.log([*(pattern.typical_sd for pattern in patterns if pattern.sd is None), _TYPICAL_OWN_SD])
-
-
 def _most_evident(linear: _Linear, start: Floats | None) -> Floats:
     """Return the log sizes of the patterns to be estimated, `own` last, under which the target is most likely."""
     from scipy.optimize import minimize
 
-    surprise, typical = linear.surprise(), _typical(linear.patterns)
-    bounds = [(np.log(_SD_BOUNDS[0]), np.log(_SD_BOUNDS[1]))] * len(typical)
-    starts = [start] if start is not None else [typical, typical + np.log(_OTHER_START)]
-    found = [minimize(surprise, at, jac=True, method="L-BFGS-B", bounds=bounds) for at in starts]
+    bounds = [(np.log(_SD_BOUNDS[0]), np.log(_SD_BOUNDS[1]))] * len(linear.typical)
+    starts = [start] if start is not None else [linear.typical, linear.typical + np.log(_OTHER_START)]
+    found = [minimize(linear.surprise, at, jac=True, method="L-BFGS-B", bounds=bounds) for at in starts]
     return np.asarray(min(found, key=lambda each: float(each.fun)).x, dtype=np.float64)
 
 
@@ -406,10 +378,9 @@ def _doubt(linear: _Linear, log_sd: Floats) -> Floats:
     By the law of total variance over the sizes, which are about normal around `log_sd` (Laplace's method): few networks
     may find a pattern small that is not, and an interval has to hold that.
     """
-    surprise = linear.surprise()
     steps = _HESSIAN_STEP * np.eye(len(log_sd))
-    slopes = [(surprise(log_sd + step)[1] - surprise(log_sd - step)[1]) / (2 * _HESSIAN_STEP) for step in steps]
-    values, vectors = np.linalg.eigh(0.5 * (np.array(slopes) + np.array(slopes).T))
+    slopes = [linear.surprise(log_sd + step)[1] - linear.surprise(log_sd - step)[1] for step in steps]
+    values, vectors = np.linalg.eigh((np.array(slopes) + np.array(slopes).T) / (4 * _HESSIAN_STEP))
     root = vectors / np.sqrt(np.maximum(values, _LOG_SD_SD**-2))  # never vaguer than the prior of the sizes
     _, variance, _, _ = linear.posterior(log_sd)
     draws = np.random.default_rng(0).standard_normal((_DRAWS // 2, len(log_sd)))

@@ -94,6 +94,8 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
     n_calls = np.bincount(visits.op, weights=visits.n_calls, minlength=n_ops)
     told = spread(visits, drift)
     half = told.half_widths(n_visits)
+    # Sessions of several agents differ by what their agents differ by, too.
+    between_sessions = np.hypot(np.nan_to_num(told.session_sd), np.nan_to_num(told.agent_sd))
     mad = _MAD_SIGMA * grouped_median(np.abs(drift.residual), visits.op, n_ops)
     p90 = grouped_median(np.log(visits.p90_ns) - drift.speed, visits.op, n_ops)
     clean = drift.theta[visits.op] + drift.residual
@@ -102,10 +104,11 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
     odd = grouped_median(clean[is_odd], visits.op[is_odd], n_ops)
     halves_known = np.isfinite(even) & np.isfinite(odd)  # an op of every second round may have even rounds only
     n_rounds, n_instances, n_sessions = (
-        np.bincount(_distinct(visits.op, visits.session, column)[0], minlength=n_ops)
+        np.bincount(_numbered(visits.op, visits.session, column)[0][0], minlength=n_ops)
         for column in (visits.round, visits.instance, np.zeros_like(visits.op))
     )
-    n_agents = np.bincount(_distinct(visits.op, _agents(visits))[0], minlength=n_ops)
+    agent = _agents_of_sessions(visits)[visits.session]
+    n_agents = np.bincount(_numbered(visits.op, agent)[0][0], minlength=n_ops)
     order = np.argsort(visits.op, kind="stable")
     residuals = np.split(drift.residual[order], np.cumsum(n_visits)[:-1])
     estimates = []
@@ -131,7 +134,7 @@ def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
                 preempted_fraction=float(n_preempted[op] / max(1.0, n_calls[op])),
                 bimodal=_bimodal(residuals[op]),
                 residual_mad=float(mad[op]),
-                session_sd=float(told.session_sd[op]) if n_sessions[op] > 1 else None,
+                session_sd=float(between_sessions[op]) if n_sessions[op] > 1 else None,
             )
         )
     return tuple(estimates)
@@ -268,8 +271,7 @@ def _scale_variance(sessions: Units, n_ops: int) -> Floats:
 
 
 def _grouped(units: Units, within: Ints) -> tuple[Units, Ints]:
-    """Return the weighted means of `units` by op and `within`, their variances still those of nothing, and who is whose
-    parent."""
+    """Return the weighted means of `units` by op and `within`, their variances still 0, and whose mean is which."""
     (op, _), parents = _numbered(units.op, within)
     session = np.zeros(len(op), np.int64)
     session[parents] = units.session
@@ -291,10 +293,6 @@ def _agents_of_sessions(visits: Visits) -> Ints:
     return np.unique(np.array(visits.session_agents), return_inverse=True)[1].astype(np.int64)
 
 
-def _agents(visits: Visits) -> Ints:
-    return _agents_of_sessions(visits)[visits.session]
-
-
 def _numbered(*columns: Ints) -> tuple[tuple[Ints, ...], Ints]:
     """Number the combinations of `columns` that occur, in their order; return their columns, and each row's number."""
     key = np.zeros(len(columns[0]), np.int64)
@@ -302,10 +300,6 @@ def _numbered(*columns: Ints) -> tuple[tuple[Ints, ...], Ints]:
         key = key * (int(column.max(initial=0)) + 1) + column
     _, first, number = np.unique(key, return_index=True, return_inverse=True)
     return tuple(column[first] for column in columns), number.reshape(-1).astype(np.int64)
-
-
-def _distinct(*columns: Ints) -> tuple[Ints, ...]:
-    return _numbered(*columns)[0]
 
 
 def _sums(groups: Ints, values: NDArray[np.floating[Any]], n: int) -> Floats:

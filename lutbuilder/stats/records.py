@@ -63,10 +63,10 @@ class OpEstimate:
     `lo_ms` and `hi_ms` bound the 95 % interval; both None below 6 rounds. `test_retest` is the relative difference of
     the estimates from even and from odd rounds; None below 4 rounds, or where all are even or all odd. `residual_mad`
     is the spread of single visits that the fit leaves, 1.4826 MAD of log time. `session_sd` is the standard deviation
-    of log time between sessions once their scales are tied, shrunk over the ops; None for one session. `freedom` is the
-    interval's degrees of freedom: half of it is `stdtrit(freedom, 0.975)` standard errors. `net_half_ms` is half the
-    95 % interval of the time less its call overhead, which is known from some of the same visits; None where the
-    overhead or one of the intervals is not known.
+    of log time between sessions, of one agent or several, once their scales are tied, shrunk over the ops; None for one
+    session. `freedom` is the interval's degrees of freedom: half of it is `stdtrit(freedom, 0.975)` standard errors.
+    `net_half_ms` is half the 95 % interval of the time less its call overhead, which is known from some of the same
+    visits; None where the overhead or one of the intervals is not known.
     """
 
     op_id: str

@@ -21,7 +21,7 @@ from lutbuilder.stats.records import Visits
 OUT_OF_LINE = 3.0  # times the other sessions' median sentinel residual, and times what chance explains
 LEAST_RESIDUAL = 0.01  # of log time; below, no residual is worth a flag
 RESTLESS = 3.0  # times the other sessions' median drift range
-LEAST_DRIFT = 0.2  # of log time; below, no drift range is worth a flag
+LEAST_DRIFT = 0.7  # of log time; below, none is worth a flag: 1.8 times within seconds is ordinary on virtual machines
 FEWEST_SESSIONS = 3  # with fewer nothing is excluded
 FEWEST_OPS = 3  # shared by two sessions, or nothing is said of how their ops differ
 FALSE_DISCOVERIES = 0.05  # share of ops called inconsistent that are not
@@ -116,27 +116,15 @@ def exclude_flagged(visits: Visits, reports: Iterable[SessionReport]) -> Visits:
 
 def agent_reports(visits: Visits, drift: DriftFit) -> tuple[AgentReport, ...]:
     """Return a report per agent that has visits, in the order of their names; none if the visits name no agents."""
-    from scipy.special import stdtr
-    from scipy.stats import false_discovery_control
-
     if not visits.session_agents or not len(visits):
         return ()
     agent_of = np.array(visits.session_agents)
     told = spread(visits, drift)
-    units = told.agents
-    agent = agent_of[units.session]
-    shared = np.flatnonzero(np.bincount(units.op)[units.op] > 1)
-    difference, variance = np.zeros(len(shared)), np.zeros(len(shared))
-    for place, k in enumerate(shared):
-        others = np.flatnonzero((units.op == units.op[k]) & (agent != agent[k]))
-        difference[place] = units.value[k] - units.value[others].mean()
-        variance[place] = units.variance[k] + units.variance[others].sum() / len(others) ** 2
-    for name in np.unique(agent[shared]):
-        here = agent[shared] == name
-        difference[here] -= np.median(difference[here])
-    doubt = np.sqrt(np.maximum(variance, np.finfo(float).tiny))
-    p = 2.0 * stdtr(np.minimum(told.agent_freedom[units.op[shared]], 1e6), -np.abs(difference) / doubt)
-    odd = shared[false_discovery_control(p) <= FALSE_DISCOVERIES] if len(p) else shared
+    units, agent = told.agents, agent_of[told.agents.session]
+    n_agents = np.bincount(units.op)[units.op]
+    shared = n_agents > 1
+    odd = np.zeros(len(units.op), np.bool_)
+    odd[shared] = _inconsistent(told, agent, shared, n_agents)
     by_visit = agent_of[visits.session]
     names = np.unique(by_visit)
     scales = _relative(np.array([np.median(drift.speed[by_visit == name]) for name in names]))
@@ -146,11 +134,34 @@ def agent_reports(visits: Visits, drift: DriftFit) -> tuple[AgentReport, ...]:
             n_sessions=len(np.unique(visits.session[by_visit == name])),
             n_visits=int(np.sum(by_visit == name)),
             scale=float(scales[number]),
-            n_ops=int(np.sum(agent[shared] == name)),
-            inconsistent=tuple(visits.op_ids[op] for op in units.op[odd[agent[odd] == name]]),
+            n_ops=int(np.sum(shared & (agent == name))),
+            inconsistent=tuple(visits.op_ids[op] for op in units.op[odd & (agent == name)]),
         )
         for number, name in enumerate(names)
     )
+
+
+def _inconsistent(
+    told: Spread, agent: NDArray[np.str_], shared: NDArray[np.bool_], n_agents: Ints
+) -> NDArray[np.bool_]:
+    """Return which of the `shared` effects of ops on agents differ from the other agents' mean; both sides in doubt."""
+    if not shared.any():
+        return np.zeros(0, np.bool_)
+    from scipy.special import stdtr
+    from scipy.stats import false_discovery_control
+
+    units = told.agents
+    others = n_agents - 1
+    sums = (np.bincount(units.op, weights=column)[units.op] for column in (units.value, units.variance))
+    of_values, of_variances = (total - own for total, own in zip(sums, (units.value, units.variance), strict=True))
+    difference = (units.value - of_values / np.maximum(others, 1))[shared]
+    variance = (units.variance + of_variances / np.maximum(others, 1) ** 2)[shared]
+    for name in np.unique(agent[shared]):
+        here = agent[shared] == name
+        difference[here] -= np.median(difference[here])  # its scale is no difference between ops
+    doubt = np.sqrt(np.maximum(variance, _TINY))
+    p = 2.0 * stdtr(np.minimum(told.agent_freedom[units.op[shared]], 1e6), -np.abs(difference) / doubt)
+    return np.asarray(false_discovery_control(p) <= FALSE_DISCOVERIES)
 
 
 def sentinel_residuals(told: Spread, numbers: Ints) -> tuple[Floats, Floats]:

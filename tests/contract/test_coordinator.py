@@ -15,7 +15,7 @@ import pytest
 
 from lutbuilder.campaign.spec import ALL_BATCHES, CampaignOp, CampaignSpec, Target
 from lutbuilder.coordinator.artifacts import ArtifactShelf
-from lutbuilder.coordinator.schedule import Decision
+from lutbuilder.coordinator.schedule import Decision, HeldLease, Offer
 from lutbuilder.coordinator.service import Coordinator, Event, RunningServer, serve
 from lutbuilder.coordinator.store import Store
 from lutbuilder.op import OpSpec
@@ -86,6 +86,7 @@ class Bench:
     folder: Path
     now_s: float = 1000.0
     decide: Callable[[str, Report], Decision] = lambda campaign_id, report: Decision()
+    narrow: Callable[[HeldLease, Offer], Offer] = lambda lease, offer: offer
     decided: list[Report] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     _closing: list[Callable[[], None]] = field(default_factory=list)
@@ -97,6 +98,7 @@ class Bench:
             self.store,
             ArtifactShelf(build=_build),
             self._decide,
+            narrow=lambda lease, offer: self.narrow(lease, offer),
             clock=lambda: self.now_s,
             wall_clock=lambda: self.now_s,
             ttl_s=TTL_S,
@@ -455,6 +457,82 @@ def test_a_batch_that_is_not_done_is_leased_anew_after_every_phase(bench: Bench)
     state = bench.store.campaign(spec.key)
     assert (state.state, state.reason, state.rounds) == ("done", "max_rounds", 5)
     assert bench.store.active_leases(spec.key) == ()
+
+
+def test_a_lease_holds_what_its_owner_wants_of_an_offer(bench: Bench) -> None:
+    seen: list[tuple[str, Offer]] = []
+
+    def narrow(lease: HeldLease, offer: Offer) -> Offer:
+        seen.append((lease.lease_id, offer))
+        return replace(offer, ops=offer.ops[:1], rounds=2)
+
+    bench.narrow = narrow
+    session_id, lease = bench.join()
+    assert [(lease_id, len(offer.ops), offer.rounds) for lease_id, offer in seen] == [(lease.lease_id, 3, 5)]
+    assert ([op.op_id for op in lease.ops], lease.rounds) == ([OPS[0].op_id], 2)
+    assert [stored.rounds for stored in bench.store.active_leases(SPEC.key)] == [2]
+    assert [bench.api.report(_report(session_id, lease, number)).stop for number in range(2)] == [False, True]
+    assert bench.lease(session_id).first_round == 2, "the batch lacks three rounds"
+
+
+def test_a_session_that_has_had_its_share_ends_its_lease_and_its_agent_goes_on_in_a_new_one(bench: Bench) -> None:
+    bench.decide = lambda campaign_id, report: Decision(renew=report.round == 1)
+    old, lease = bench.join()
+    assert not bench.api.report(_report(old, lease, 0)).stop
+    assert bench.api.report(_report(old, lease, 1)).stop
+    assert bench.api.report(_report(old, lease, 1)).stop, "the acknowledgement was lost, say"
+    assert bench.coordinator.is_over("alice")
+    with pytest.raises(UnknownSession, match="has had its share: register"):
+        bench.api.lease(old, "ok", 0.0)
+    new, again = bench.join()
+    assert new != old
+    assert (again.first_round, len(again.ops)) == (2, 3)
+    assert not bench.coordinator.is_over("alice")
+    assert not bench.api.report(_report(new, again, 2)).stop
+    assert len(bench.visits()) == 9
+
+
+def test_an_agent_that_is_started_again_is_told_to_end_when_its_session_has_had_its_share(bench: Bench) -> None:
+    bench.coordinator.restarted.add("alice")
+    bench.decide = lambda campaign_id, report: Decision(renew=True)
+    session_id, lease = bench.join()
+    assert bench.api.report(_report(session_id, lease)).stop
+    answer = bench.api.lease(session_id, "ok", 20.0)
+    assert isinstance(answer, Idle)
+    assert answer.shut_down
+
+
+def test_agents_of_one_kind_measure_the_same_batch_at_once(bench: Bench) -> None:
+    bench.stop()
+    spec = replace(SPEC, agents=2, max_rounds=4)
+    bench.start(spec=spec)
+    alice, first = bench.join("alice")
+    bench.api.report(_report(alice, first, 0))
+    bob, second = bench.join("bob")
+    assert [op.op_id for op in second.ops] == [op.op_id for op in first.ops]
+    assert (second.first_round, second.lease_id != first.lease_id) == (1, True)
+    third = bench.api.register(replace(HELLO, name="eve")).session_id
+    assert isinstance(bench.api.lease(third, "ok", 0.0), Idle)
+    assert not bench.api.report(_report(alice, first, 1)).stop, "bob has a round of this number, too"
+    assert not bench.api.report(_report(bob, second, 1)).stop
+    assert len(bench.store.visits([spec.key])) == 9
+    bench.decide = lambda campaign_id, report: Decision(stop=True, reason="precision")
+    assert bench.api.report(_report(bob, second, 2)).stop
+    assert bench.api.heartbeat(alice, first.lease_id, 0.0)
+    assert bench.api.report(_report(alice, first, 2)).stop
+    assert bench.store.campaign(spec.key).rounds == 5
+
+
+def test_after_a_restart_every_agent_of_a_batch_has_its_lease(bench: Bench) -> None:
+    bench.stop()
+    spec = replace(SPEC, agents=2)
+    bench.start(spec=spec)
+    (alice, first), (bob, second) = bench.join("alice"), bench.join("bob")
+    bench.stop()
+    bench.start(spec=spec)
+    assert not bench.api.report(_report(alice, first, 0)).stop
+    assert not bench.api.report(_report(bob, second, 0)).stop
+    assert [bench.lease(session_id).lease_id for session_id in (alice, bob)] == [first.lease_id, second.lease_id]
 
 
 def test_a_phase_that_ended_is_known_after_a_restart(bench: Bench) -> None:

@@ -19,9 +19,7 @@ from lutbuilder.stats.calibrate import (
     Pattern,
     _Linear,
     calibrate,
-    choose_informative,
     excess,
-    gram_of,
 )
 from lutbuilder_agent.errors import ShapeError, SpecError
 
@@ -110,7 +108,7 @@ def test_known_biases_are_found(bias: Callable[[np.random.Generator], Floats | f
 def test_sixteen_networks_do_not_overfit_seventy_ops() -> None:
     """Where the table is right up to its own noise, the correction must not do harm, however noisy the networks are."""
     for noise in (0.002, 0.01):
-        worlds = [world(seed, noise=noise) for seed in range(5)]
+        worlds = [world(seed, noise=noise) for seed in range(4)]
         before = np.mean([w.error(w.table_ms) for w in worlds])
         after = np.mean([w.error(w.fit().chosen.values_ms) for w in worlds])
         assert after < before + 0.2 * noise
@@ -153,7 +151,7 @@ def test_a_call_overhead_stays_positive_whatever_the_intercept() -> None:
 def test_intervals_hold_the_truth() -> None:
     """Nominal 95 %. Which ops are in few networks, and which pattern a bias follows, is part of the doubt."""
     held, counted = 0, 0
-    for seed in range(10):
+    for seed in range(6):
         w = world(seed, lambda rng: 0.03 * rng.standard_normal(M + 1) + 0.02)
         ridge = w.fit().of("ridge")
         inside = np.abs(np.log(ridge.values_ms / w.truth_ms)) <= 1.96 * ridge.log_sd
@@ -165,7 +163,7 @@ def test_intervals_hold_the_truth() -> None:
 
 
 def test_a_network_that_is_30_percent_off_is_named_and_moves_predictions_by_less_than_half_a_percent() -> None:
-    for seed in range(4):
+    for seed in range(2):
         w = world(seed, lambda rng: 0.03 * TREND)
         spoilt = w.measured_ms.copy()
         spoilt[5] *= 1.3
@@ -181,13 +179,14 @@ def test_a_network_that_is_30_percent_off_is_named_and_moves_predictions_by_less
 
 def test_values_are_positive_however_absurd_the_networks() -> None:
     w = world(1)
-    for measured in (1e-3 * w.measured_ms, 1e3 * w.measured_ms, w.measured_ms * np.tile([0.2, 5.0], 30)):
+    odd = (w.measured_ms * np.tile([0.2, 5.0], 30), 1.0 / w.measured_ms, np.full(60, 7.0))
+    for measured in (1e-3 * w.measured_ms, 1e3 * w.measured_ms, *odd):
         for fit in replace(w, measured_ms=measured).fit().fits:
             assert np.isfinite(fit.values_ms).all()
             assert (fit.values_ms > 0).all(), fit.method
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.permutations(range(16)))
 def test_the_order_of_networks_does_not_matter(order: list[int]) -> None:
     w = world(2, lambda rng: 0.03 * TREND)
@@ -253,7 +252,7 @@ def test_the_gradient_of_the_evidence_is_its_slope() -> None:
         weights=rng.uniform(0.2, 1.0, 12),
         patterns=PATTERNS,
     )
-    at, surprise = np.log([0.02, 0.01, 0.05, 0.003]), linear.surprise()
+    at, surprise = np.log([0.02, 0.01, 0.05, 0.003]), linear.surprise
     for number in range(4):
         step = np.where(np.arange(4) == number, 1e-5, 0.0)
         slope = (surprise(at + step)[0] - surprise(at - step)[0]) / 2e-5
@@ -283,27 +282,6 @@ def test_an_error_that_noise_explains_is_told_from_one_that_it_does_not() -> Non
         ratio, chance = excess(calibration.chosen, w.networks(16), calibration.weights, noise_freedom=100.0)
         assert (chance > 0.01) == explained
         assert (ratio < 1.6) == explained
-
-
-# --- Which networks tell most
-
-
-def test_informative_networks_come_one_from_each_stratum_and_leave_less_doubt_than_random_ones() -> None:
-    w = world(9, n=96)
-    totals = w.counts @ w.table_ms
-    gram = gram_of(w.counts * w.table_ms / totals[:, None], PATTERNS)
-    strata = np.array_split(np.argsort(totals), 12)
-    chosen = choose_informative(gram, 0.003, strata)
-    assert [int(number) in stratum for number, stratum in zip(chosen, strata, strict=True)] == [True] * 12
-    assert (choose_informative(gram, 0.003, strata) == chosen).all()
-
-    def doubt(picked: NDArray[np.int64]) -> float:
-        inverse = np.linalg.inv(gram[np.ix_(picked, picked)] + 0.003**2 * np.eye(len(picked)))
-        return float(np.trace(gram - gram[:, picked] @ inverse @ gram[picked]))
-
-    rng = np.random.default_rng(0)
-    random = [doubt(np.array([rng.choice(stratum) for stratum in strata])) for _ in range(20)]
-    assert doubt(chosen) < min(random)
 
 
 # --- What it refuses

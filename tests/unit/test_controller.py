@@ -11,7 +11,8 @@ import pytest
 
 from lutbuilder.campaign.controller import FIRST_LOOK, LOOK_EVERY, Controller
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
-from lutbuilder.coordinator.schedule import Decision
+from lutbuilder.coordinator import schedule
+from lutbuilder.coordinator.schedule import Decision, HeldLease, Offer
 from lutbuilder.coordinator.store import Store
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.records import (
@@ -232,3 +233,179 @@ def test_reports_of_other_campaigns_are_not_decided_on(store):
     report = a_round(30, spec=other, round_s=1000.0)
     store.commit_report(report, now_s=1.0)
     assert controller.decide(other.key, report) == CONTINUE
+
+
+# --- Leases in phases
+
+MANY = tuple(OpSpec(kind="conv", in_channels=n, out_channels=n, height=8, width=8) for n in range(1, 31))
+PHASED = replace(SPEC, ops=tuple(map(CampaignOp.of, MANY)), lease_rounds=24, max_rounds=200)
+LOUD = tuple(op.op_id for op in PHASED.ops[:4])
+
+
+class Phases:
+    """Leases and their rounds, one after the other; seconds pass as the rounds and loading take them."""
+
+    def __init__(self, store: Store, spec: CampaignSpec, *, load_s: float = 0.0, noisy: tuple[str, ...] = ()) -> None:
+        self.store = store
+        self.spec = spec
+        self.noisy = noisy
+        self.load_s = load_s
+        self.now_s = 0.0
+        self.session = "s1"
+        self.leases: list[Offer] = []
+        self.controller = controlled(store, spec, elapsed_s=lambda: self.now_s)
+
+    def lease(self, *, noise: float = QUIET) -> Decision:
+        """Take a lease and do its rounds; return the last decision."""
+        name = f"{self.spec.key}-{id(self)}-{len(self.leases)}"
+        offered = schedule.offer(self.store.progress(self.spec.key), 0)
+        lease = HeldLease(
+            lease_id=name, epoch=1, campaign_id=self.spec.key, batch=0, session_id=self.session, agent="alice",
+            first_round=offered.first_round, rounds=offered.rounds, deadline_s=1e9,
+        )  # fmt: skip  # one line reads as one record
+        offer = self.controller.next_lease(lease, offered)
+        self.leases.append(offer)
+        self.store.grant_lease(
+            name,
+            campaign_id=self.spec.key,
+            batch=0,
+            session_id=self.session,
+            first_round=offer.first_round,
+            rounds=offer.rounds,
+            now_s=self.now_s,
+        )
+        self.now_s += self.load_s
+        decision = CONTINUE
+        for number in range(offer.first_round, offer.first_round + offer.rounds):
+            made = a_round(number, spec=replace(self.spec, ops=offer.ops), noise=noise, noisy=self.noisy)
+            report = replace(
+                made, report_id=f"{name}-{number}", session_id=self.session, lease_id=name, campaign_id=self.spec.key
+            )
+            self.store.commit_report(report, now_s=1.0)
+            self.now_s += 1.0
+            decision = self.controller.decide(self.spec.key, report)
+            if decision != CONTINUE:
+                break
+        return decision
+
+    def renew(self, session: str, *, epoch: int) -> None:
+        self.session = session
+        self.store.record_session(
+            HELLO, Session(session_id=session, epoch=epoch, protocol=1, heartbeat_s=10), now_s=self.now_s
+        )
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """First round, rounds and ops of every lease."""
+        return [(offer.first_round, offer.rounds, len(offer.ops)) for offer in self.leases]
+
+
+def test_precise_ops_leave_after_the_first_lease_and_those_that_lack_precision_stay(store):
+    phases = Phases(store, replace(PHASED, budget_s=1000.0), noisy=LOUD)
+    while phases.lease() == CONTINUE and len(phases.leases) < 4:
+        pass
+    assert phases.shapes[0] == (0, 9, 30), "every op, as many rounds as a look needs, each instance equally often"
+    assert all(12 <= n_ops <= 14 for _, _, n_ops in phases.shapes[1:])
+    assert all(set(LOUD) <= {op.op_id for op in offer.ops} for offer in phases.leases)
+    look = phases.controller.look
+    assert (look.n_precise, look.n_rotation) == (26, len(phases.leases[-1].ops))
+
+
+def test_a_resumed_campaign_goes_on_with_the_same_rotation(store):
+    phases = Phases(store, replace(PHASED, budget_s=1000.0), noisy=LOUD)
+    assert (phases.lease(), phases.lease()) == (CONTINUE, CONTINUE)
+    again = Phases(store, phases.spec, noisy=LOUD)
+    again.lease()
+    phases.lease()
+    assert again.leases[0].ops == phases.leases[2].ops
+
+
+def test_looks_are_taken_at_the_ends_of_leases_only(store):
+    phases = Phases(store, replace(PHASED, lease_rounds=12))
+    assert phases.lease() == Decision(stop=True, reason="precision")
+    assert phases.shapes == [(0, 9, 30)]
+    looks = [9]
+    noisy = Phases(store, replace(PHASED, lease_rounds=12, repeat=1, budget_s=1000.0))
+    while len(noisy.leases) < 8 and noisy.lease(noise=NOISY) == CONTINUE:
+        looks.append(noisy.controller.look.rounds)
+    ends = {first + rounds for first, rounds, _ in noisy.shapes}
+    assert set(looks) <= ends
+    assert len(set(looks)) < len(noisy.leases), "each look is a chance to stop too early by luck"
+
+
+def test_without_phases_every_op_is_leased_for_all_rounds(store):
+    phases = Phases(store, replace(PHASED, lease_rounds=0))
+    phases.lease()
+    assert phases.shapes == [(0, 200, 30)]
+    assert phases.controller.look.n_rotation is None
+
+
+def test_a_validation_visits_everything_in_every_lease(store):
+    phases = Phases(store, replace(PHASED, purpose="validate", lease_rounds=10, max_rounds=25), noisy=LOUD)
+    decisions = [phases.lease() for _ in range(3)]
+    assert phases.shapes == [(0, 10, 30), (10, 10, 30), (20, 5, 30)]
+    assert decisions[-1] == Decision(stop=True, reason="max_rounds")
+
+
+def test_no_lease_begins_that_the_budget_has_no_time_to_load_and_use(store):
+    phases = Phases(store, replace(PHASED, budget_s=120.0, lease_rounds=20), load_s=10.0)
+    while (decision := phases.lease(noise=NOISY)) == CONTINUE:
+        pass
+    assert decision == Decision(stop=True, reason="budget")
+    assert 120 - 3 - 13 < phases.now_s <= 120 - 3, "loading and three rounds more would not have fitted"
+
+
+def test_a_campaign_that_was_measured_by_two_agents_has_spent_half_of_what_they_measured(store):
+    spec = replace(PHASED, agents=2)
+    phases = Phases(store, spec)
+    phases.lease(noise=NOISY)
+    assert controlled(store, spec).spent_s == pytest.approx(4.5)
+
+
+# --- Sessions
+
+
+def test_a_session_ends_with_its_share_of_the_budget_and_the_last_one_ends_the_campaign(store):
+    phases = Phases(store, replace(PHASED, sessions=2, budget_s=60.0, precision=1e-6))
+    while (decision := phases.lease(noise=NOISY)) == CONTINUE:
+        pass
+    assert decision == Decision(renew=True)
+    assert 27.0 <= phases.now_s <= 30.0
+    n_leases = len(phases.leases)
+    phases.renew("s2", epoch=2)
+    while (decision := phases.lease(noise=NOISY)) == CONTINUE:
+        pass
+    assert decision == Decision(stop=True, reason="budget")
+    assert 54.0 <= phases.now_s <= 57.0
+    assert phases.shapes[n_leases][2] == 30, "a new session visits every op: its scale is told by them"
+
+
+def test_a_session_ends_with_its_share_of_the_rounds_or_once_all_is_precise(store):
+    phases = Phases(store, replace(PHASED, sessions=2, max_rounds=20, precision=1e-6))
+    assert (phases.lease(), phases.lease()) == (CONTINUE, Decision(renew=True))
+    assert phases.store.campaign(phases.spec.key).rounds == 10
+    early = Phases(store, replace(PHASED, sessions=2))
+    assert early.lease() == Decision(renew=True)
+    early.renew("s2", epoch=2)
+    assert early.lease() == Decision(stop=True, reason="precision")
+    assert early.shapes == [(0, 9, 30), (9, 9, 30)]
+
+
+def test_a_session_that_was_killed_early_is_not_counted(store):
+    phases = Phases(store, replace(PHASED, sessions=2, max_rounds=40, precision=1e-6, lease_rounds=4))
+    phases.lease(noise=NOISY)  # four rounds, then it dies
+    phases.renew("s2", epoch=2)
+    while (decision := phases.lease(noise=NOISY)) == CONTINUE:
+        pass
+    assert decision == Decision(renew=True), "it is the first session still"
+    phases.renew("s3", epoch=3)
+    while (decision := phases.lease(noise=NOISY)) == CONTINUE:
+        pass
+    assert decision == Decision(stop=True, reason="max_rounds")
+
+
+def test_without_phases_sessions_share_the_rounds_too(store):
+    phases = Phases(store, replace(PHASED, sessions=2, max_rounds=20, lease_rounds=0, precision=1e-6))
+    assert phases.lease(noise=NOISY) == Decision(renew=True)
+    phases.renew("s2", epoch=2)
+    assert phases.lease(noise=NOISY) == Decision(stop=True, reason="max_rounds")

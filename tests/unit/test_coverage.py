@@ -3,7 +3,7 @@
 What the truth is: lutbuilder/stats/interval.py says it. Here an op's true time is known, times a scale that is common
 to a whole campaign (session effect, clock, throttling) and that nobody can know: it is taken out of every method's
 errors alike. Instance effects are draws around the op's time, and so are session effects of an op where there are
-several sessions. 240 campaigns of 18 ops and pairs; no seed was chosen.
+several sessions. 288 campaigns of 29 ops, pairs and empty calls; no seed was chosen.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 
 from lutbuilder.campaign.estimates import summarise
 from lutbuilder.lut import make_rows
+from lutbuilder.stats.interval import MIN_ROUNDS
 from lutbuilder.stats.records import Visits
 from tests.simulated_device import OPS, OVERHEAD_NS, Device, Setting, campaign, true_call_ns, visits_of, windows
 
-CAMPAIGNS = 40  # of every setting
+CAMPAIGNS = 36  # of every setting
 WINDOW = 50  # calls of a naive reading
 NOISE = {
     "noise_sigma": "0.02",  # of a call; AR(1) from call to call
     "noise_rho": "0.6",
-    "clock_ratio": "1.6",  # two modes, each for 20 visits or so
+    "clock_ratio": "1.6",  # two modes, each for 40 visits or so
     "clock_dwell_s": "0.02",
     "session_sigma": "0.05",
-    "throttle": "0.3",  # grows through about half of a campaign of 24 rounds
+    "throttle": "0.3",  # grows until about the seventh round
     "throttle_ramp_s": "0.1",
     "quantum_ns": "100",
     "instance_sigma": "0.015",
@@ -40,7 +41,7 @@ def machine(**options: str) -> tuple[tuple[str, str], ...]:
 
 
 SETTINGS = {
-    "few_rounds": Setting(rounds=9, options=machine()),
+    "fewest_rounds": Setting(rounds=MIN_ROUNDS, options=machine()),
     "many_rounds_in_trains": Setting(rounds=100, train_ops=6, options=machine(noise_rho="0.9")),
     "sixteen_instances_in_four_leases": Setting(rounds=48, leases=4, instances=4, options=machine()),
     "two_sessions": Setting(rounds=24, sessions=2, left_out=6, options=machine(quantum_ns="500")),
@@ -105,9 +106,20 @@ def coverage(parts: Iterable[dict[str, list[bool]] | dict[str, Hits]]) -> dict[s
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_intervals_cover_the_truth_and_naive_ones_do_not(setting):
-    """Of 95 % nominal. Measured when written, over all settings:
+    """Of a nominal 95 %. Measured over 150 campaigns of each setting with seeds from 10000 on, in %:
 
-    gross TODO
+    ================================  =====  ====  ========
+    setting                           gross  net   overhead
+    ================================  =====  ====  ========
+    fewest_rounds                      93.6  94.8      95.9
+    many_rounds_in_trains              95.2  94.9      94.9
+    sixteen_instances_in_four_leases   96.1  96.3      96.7
+    two_sessions                       95.6  95.7      94.8
+    three_sessions_that_change_ops     95.4  95.7      95.5
+    unequal_instances                  95.5  95.8      96.0
+    ================================  =====  ====  ========
+
+    Over the campaigns below: mean of 50 calls 3 to 6, median 5 to 7, minimum 2 to 3.
     """
     table = coverage(
         part
@@ -118,7 +130,7 @@ def test_intervals_cover_the_truth_and_naive_ones_do_not(setting):
     assert 0.93 <= table["net"] <= 0.98, table
     assert table["overhead"] >= 0.90, table  # three a campaign: their share is known to 2 %
     for naive in ("mean of 50", "median of 50", "minimum of 50"):
-        assert table[naive] < 0.5, table
+        assert table[naive] < 0.2, table
 
 
 def stopped_at(precision: float, *, seed: int) -> tuple[Visits, int]:
@@ -139,11 +151,17 @@ def stopped_at(precision: float, *, seed: int) -> tuple[Visits, int]:
     return visits, look + 1
 
 
-def test_intervals_cover_when_looking_at_them_decides_when_to_stop():
-    """An interval that is narrow by luck ends its op's visits, and so stays as it is: few looks keep that rare."""
-    campaigns = [stopped_at(0.012, seed=seed) for seed in range(CAMPAIGNS)]
-    looks = {n_looks for _, n_looks in campaigns}
-    assert len(looks) > 1
+@pytest.mark.parametrize("precision", [0.016, 0.025])
+def test_intervals_cover_when_looking_at_them_decides_when_to_stop(precision):
+    """An interval that is narrow by luck ends its op's visits and so stays as it is: few looks keep that rare.
+
+    Measured over 60 campaigns: gross 95.6, net 96.9 % at 1.6 %; 94.4, 95.6 % at 2.5 %.
+    """
+    campaigns = [stopped_at(precision, seed=seed) for seed in range(CAMPAIGNS)]
+    looks = [n_looks for _, n_looks in campaigns]
+    assert min(looks) < max(looks)
+    spared = 1.0 - np.mean([len(visits) for visits, _ in campaigns]) / (len(OPS) * sum(PHASES))
+    assert spared > 0.5
     table = coverage(row_hits(visits) for visits, _ in campaigns)
     assert 0.93 <= table["gross"] <= 0.98, table
     assert 0.93 <= table["net"] <= 0.98, table

@@ -109,7 +109,7 @@ def test_more_rounds_narrow_the_interval():
 
 
 def test_changes_of_the_machines_speed_cost_the_interval_little():
-    """A visit at a change has neighbours of two speeds; an error of half the change there would be the widest of all."""
+    """A visit at a change has neighbours of two speeds: half the change would be the largest error of all."""
 
     def width(dwell: float) -> float:
         seen = [simulate(log_spread(40), rounds=9, seed=seed, machine=Machine(dwell=dwell)) for seed in range(20)]
@@ -171,6 +171,12 @@ def test_session_sd_is_the_standard_deviation_between_sessions_and_unknown_for_o
     assert np.sqrt(np.mean(found)) == pytest.approx(0.02, rel=0.2)
     alone = estimate(several(sigma=0.02, sessions=1, seed=0).visits)
     assert {each.session_sd for each in alone} == {None}
+
+
+def test_of_agents_with_one_session_each_session_sd_is_how_far_their_sessions_are_apart():
+    visits = several(sigma=0.02, sessions=3, seed=0, agents=("a", "b", "c")).visits
+    told = [each.session_sd for each in estimate(visits)]
+    assert told == pytest.approx([each.session_sd for each in estimate(replace(visits, session_agents=()))])
 
 
 def test_an_op_of_one_session_among_several_counts_their_spread_too():

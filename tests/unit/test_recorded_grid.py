@@ -16,7 +16,7 @@ from lutbuilder.campaign.knots import impute_ops, log_sd
 from tests.recorded_grid import Grid, load
 
 SHARE = 0.25
-DESIGNS = 6
+DESIGNS = 4
 NORMAL_90 = 1.644854
 
 

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from lutbuilder.campaign.controller import Controller
 from lutbuilder.campaign.rotation import (
+    FOOTPRINT_OFF,
     LEAST_OPS,
+    LEAST_TRAINS,
     MOST_LOADING,
     Standing,
+    footprint,
     next_ops,
     part_of_error,
     phase_rounds,
@@ -54,7 +57,11 @@ def known(halves: Mapping[int, float | None], *, default: float | None = PRECISE
 
 
 def chosen(
-    standings: Mapping[str, Standing], *, train_ops: int = 1, left_s: float = FOR_EVER_S, ops: Sequence[CampaignOp] = OPS
+    standings: Mapping[str, Standing],
+    *,
+    train_ops: int = 1,
+    left_s: float = FOR_EVER_S,
+    ops: Sequence[CampaignOp] = OPS,
 ) -> list[int]:
     found = next_ops(ops, standings, precision=0.01, train_ops=train_ops, left_s=left_s)
     assert [op for op in ops if op in found] == list(found), "in the order they came"
@@ -83,13 +90,27 @@ def test_whole_networks_always_stay() -> None:
     assert N in chosen(known({}), ops=(*OPS, NETWORK))
 
 
-@pytest.mark.parametrize("train_ops", [1, 4, 12])
-def test_anchors_fill_two_trains_with_ops_of_every_size(train_ops: int) -> None:
-    staying = chosen(known({0: WIDE, 1: WIDE}), train_ops=train_ops)
+def test_anchors_are_of_every_size() -> None:
+    staying = chosen(known({0: WIDE, 1: WIDE}))
     assert {0, 1} <= set(staying)
-    assert max(2 * train_ops, LEAST_OPS) <= len(staying) <= max(2 * train_ops, LEAST_OPS + 1)
-    for part in np.array_split(np.arange(N), max(train_ops, LEAST_OPS)):  # the n-th op takes n ms
-        assert set(part.tolist()) & set(staying), "no train is of tiny ops only"
+    assert len(staying) == LEAST_OPS + 1
+    for part in np.array_split(np.arange(N), LEAST_OPS):  # the n-th op takes n ms
+        assert set(part.tolist()) & set(staying)
+
+
+@pytest.mark.parametrize("wanted", [range(5), range(20), range(N - 5, N), [0, N - 1], range(0, N, 2)])
+@pytest.mark.parametrize("train_ops", [2, 4, 8])
+def test_trains_of_those_left_touch_as_much_memory_as_trains_of_all(wanted: Sequence[int], train_ops: int) -> None:
+    staying = chosen(known(dict.fromkeys(wanted, WIDE)), train_ops=train_ops)
+    assert set(wanted) <= set(staying)
+    assert len(staying) >= max(LEAST_OPS, LEAST_TRAINS * train_ops)
+    every = np.array([footprint(op) for op in OPS])
+    assert np.abs(every[staying].mean(axis=0) / every.mean(axis=0) - 1).max() <= FOOTPRINT_OFF or len(staying) == N
+
+
+def test_a_footprint_counts_weights_and_all_tensors() -> None:
+    assert footprint(OPS[3]) == (4 * 4 + 4, 2 * 4 * 8 * 8)
+    assert footprint(CampaignOp.pair(OPS[3].ops[0], OPS[3].ops[0])) == (2 * (4 * 4 + 4), 3 * 4 * 8 * 8)
 
 
 def test_a_campaign_of_few_ops_keeps_them_all() -> None:
@@ -107,21 +128,21 @@ def test_when_time_is_short_it_goes_where_use_times_width_is_widest() -> None:
     needed_s = sum(s.lacking(0.01) * s.visit_s for s in every.values())
     assert chosen(every, left_s=1.01 * needed_s) == list(range(N))
     short = chosen(every, left_s=0.02 * needed_s)
-    assert set(range(N - 10, N)) <= set(short), "the slowest ops have the widest intervals in ms"
+    assert set(range(N - 5, N)) <= set(short), "the slowest ops have the widest intervals in ms"
     assert 3 * len(short) < 2 * N
-    rare = tuple(replace(op, use=1e-6) if n >= N - 10 else op for n, op in enumerate(OPS))
-    assert set(range(N - 20, N - 10)) <= set(chosen(every, left_s=0.02 * needed_s, ops=rare))
+    rare = tuple(replace(op, use=1e-6) if n >= N - 5 else op for n, op in enumerate(OPS))
+    assert set(range(N - 10, N - 5)) <= set(chosen(every, left_s=0.02 * needed_s, ops=rare))
     precise_but_large = known({N - 1: PRECISE}, default=WIDE)
-    assert N - 1 in chosen(precise_but_large, left_s=0.02 * needed_s)
+    assert N - 1 in chosen(precise_but_large, left_s=0.5 * needed_s)
 
 
 @PROPERTY
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1e4))
 def test_no_other_number_of_ops_would_leave_a_network_a_smaller_error(seed: int, left_s: float) -> None:
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(1, 50))
+    n = int(rng.integers(1, 32))
     error, visits, visit_s = rng.lognormal(0, 2, n), rng.integers(6, 400, n) * 1.0, rng.lognormal(-4, 1, n)
-    picked = worthwhile(error, visits, visit_s, left_s=left_s)
+    picked = worthwhile(error, visits, visit_s, left_s=left_s, complete=lambda choice: choice)
     assert picked.any()
 
     def after(inside: np.ndarray) -> float:
@@ -132,7 +153,20 @@ def test_no_other_number_of_ops_would_leave_a_network_a_smaller_error(seed: int,
     assert gain[picked].min() >= gain[~picked].max(initial=0.0)
     order = np.argsort(-gain, kind="stable")
     for size in range(1, n + 1):
-        assert after(picked) <= 1.02 * after(np.isin(np.arange(n), order[:size]))
+        assert after(picked) <= (1 + 1e-9) * after(np.isin(np.arange(n), order[:size]))
+
+
+def test_what_anchors_cost_and_bring_is_part_of_the_choice() -> None:
+    error, visits, visit_s = np.array([3.0, 2.9, 1.0]), np.full(3, 10.0), np.array([1.0, 1.0, 50.0])
+
+    def chosen_with(dear: int) -> list[bool]:
+        def complete(choice: np.ndarray) -> np.ndarray:
+            return choice | (np.arange(3) == 2) if choice[dear] else choice
+
+        return worthwhile(error, visits, visit_s, left_s=20.0, complete=complete).tolist()
+
+    assert chosen_with(2) == [True, True, False]
+    assert chosen_with(1) == [True, False, False], "the second would drag the dear third along"
 
 
 @pytest.mark.parametrize("use", [0.1, 0.5, 1.0, 3.0])
@@ -179,7 +213,9 @@ def test_dear_loading_and_noisy_visits_make_leases_long_and_unequal_instances_sh
 
 
 @PROPERTY
-@given(st.floats(0, 100), st.floats(0.01, 100), st.floats(0, 0.1), st.floats(0, 1), st.integers(1, 8), st.integers(1, 99))
+@given(
+    st.floats(0, 100), st.floats(0.01, 100), st.floats(0, 0.1), st.floats(0, 1), st.integers(1, 8), st.integers(1, 99)
+)
 def test_a_lease_has_at_least_one_round_and_at_most_what_is_allowed(
     load_s: float, round_s: float, between_sd: float, visit_sd: float, instances: int, most: int
 ) -> None:
@@ -199,10 +235,10 @@ def test_the_last_leases_share_the_time_that_is_left(left_s: float, fitting: int
 
 def played(folder: Path, seed: int, kind: type[Controller]) -> Played:
     with open_store(folder / f"{kind.__name__}-{seed}") as store:
-        return play(spec_of(convs(), seed=seed, precision=0.015, train_ops=4), store, load_s=0.002, kind=kind)
+        return play(spec_of(convs(), seed=seed, precision=0.03, train_ops=4), store, load_s=0.002, kind=kind)
 
 
 def test_adaptive_rounds_reach_the_precision_in_60_percent_of_the_time_of_fixed_ones(tmp_path: Path) -> None:
-    adaptive, fixed = ([played(tmp_path, seed, kind) for seed in (0, 1)] for kind in (Controller, EveryOp))
+    adaptive, fixed = ([played(tmp_path, seed, kind) for seed in (0, 1, 2)] for kind in (Controller, EveryOp))
     assert {one.state.reason for one in (*adaptive, *fixed)} == {"precision"}
     assert sum(one.seconds for one in adaptive) <= 0.6 * sum(one.seconds for one in fixed)

@@ -73,6 +73,18 @@ def test_a_leased_batch_goes_to_nobody_else() -> None:
     assert schedule.next_offer([_progress()], [_lease(), _lease(lease_id="l2", batch=1, agent="eve")], HELLO) is None
 
 
+def test_as_many_agents_as_a_campaign_allows_hold_the_same_batch() -> None:
+    shared = _progress(spec=replace(SPEC, agents=2), next_round=3)
+    one, two = _lease(agent="bob"), _lease(lease_id="l2", agent="eve")
+    second = schedule.next_offer([shared], [one], HELLO)
+    assert second is not None
+    assert (second.batch, second.ops, second.first_round) == (0, schedule.offer(shared, 0).ops, 3)
+    third = schedule.next_offer([shared], [one, two], HELLO)
+    assert third is not None
+    assert third.batch == 1
+    assert schedule.next_offer([shared], [replace(one, agent="alice")], HELLO) is None
+
+
 def test_an_agent_holds_one_lease_at_a_time() -> None:
     assert schedule.next_offer([_progress()], [_lease(agent="alice")], HELLO) is None
 

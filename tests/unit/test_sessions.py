@@ -120,11 +120,11 @@ def test_of_two_sessions_that_disagree_both_are_flagged_for_nobody_knows_which_i
 
 def test_a_session_that_drifts_more_than_the_others_is_flagged():
     visits = sessions([0.0, 0.0, 0.0])
-    heat = np.where(visits.session == 1, 1.0 + visits.start_ns / visits.start_ns.max(), 1.0)
+    heat = np.where(visits.session == 1, 1.0 + 3.0 * visits.start_ns / visits.start_ns.max(), 1.0)
     found = reports(changed(visits, block_ns=visits.block_ns * heat))
     assert [r.flagged for r in found] == [False, True, False]
     assert "drifted by" in found[1].reason
-    assert found[1].drift_range == pytest.approx(np.log(1.95 / 1.05), abs=0.1)
+    assert found[1].drift_range == pytest.approx(np.log(3.85 / 1.15), abs=0.1)
 
 
 def test_a_drift_below_the_least_is_never_flagged():

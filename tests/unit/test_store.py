@@ -259,6 +259,19 @@ def test_a_new_lease_of_a_batch_has_a_higher_epoch_and_ends_the_old_one(store: S
     assert store.commit_report(_report(), now_s=6.0).late
 
 
+def test_leases_of_other_agents_go_on_beside_a_new_one_of_the_same_batch(store: Store) -> None:
+    _session(store, "s2", name="bob")
+    lease = {"campaign_id": SPEC.key, "batch": 0, "session_id": "s2", "first_round": 3, "rounds": 97, "now_s": 5.0}
+    assert store.grant_lease("l2", beside=("l1",), **lease) == 2  # type: ignore[arg-type]  # mypy cannot see which is which
+    assert [(held.lease_id, held.epoch) for held in store.active_leases(SPEC.key)] == [("l1", 1), ("l2", 2)]
+    assert not store.commit_report(_report(), now_s=6.0).late
+
+
+def test_a_lease_that_was_shortened_says_for_how_many_rounds_it_is(store: Store) -> None:
+    store.shorten_lease("l1", 12)
+    assert [(lease.first_round, lease.rounds) for lease in store.active_leases(SPEC.key)] == [(0, 12)]
+
+
 def test_what_this_store_never_saw_is_refused_by_name(store: Store) -> None:
     with pytest.raises(UnknownSession, match="register again"):
         store.commit_report(_report(session_id="s9"), now_s=3.0)
