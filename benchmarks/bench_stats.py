@@ -76,7 +76,7 @@ def measure(n_ops: int, rounds: int, repeats: int) -> dict[str, float]:
         drift = fit(visits)
         steps.append(drift.steps)
         fits.append(seconds(partial(fit, visits)))
-        plain.append(seconds(partial(fit, visits, window=0)))
+        plain.append(seconds(partial(fit, visits, steady=True)))
         estimates.append(seconds(partial(estimate_from, visits, drift)))
     return {
         "two_way_fit_s": median(fits),

@@ -2,10 +2,10 @@
 
     python benchmarks/compare_rotation.py --runtime litert --rounds 25
 
-All ways take turns in one process, train by train, over the same prepared ops of ProxylessNAS, and one two-way fit takes
-the drift out, so other work on the machine does little harm. A rotation is made for the 16 fastest ops, or the 16 slowest:
-what of the others has to stay so that these read as they do among all? Prints by how many per cent its ops read
-differently than in trains of all ops: the median, with its bootstrap standard error.
+All ways take turns in one process, train by train, over the same prepared ops of ProxylessNAS, and one two-way fit
+takes the drift out, so other work on the machine does little harm. A rotation is made for the 16 fastest ops, or the 16
+slowest: what of the others has to stay so that these read as they do among all? Prints by how many per cent its ops
+read differently than in trains of all ops: the median, with its bootstrap standard error.
 """
 
 from __future__ import annotations

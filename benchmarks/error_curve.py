@@ -134,7 +134,7 @@ def curve(
         cut = visits.take(kept)
         if not len(cut):
             raise UnknownName(f"no round of {collection.campaign_id} was over after {moment:g} minutes: --minutes")
-        fitted, medians = table(collection, cut), table(collection, cut, window=0)
+        fitted, medians = table(collection, cut), table(collection, cut, steady=True)
         ops = [row for row in preferred(fitted).values() if row.kind != "identity"]
         widths = [row.half_width for row in ops if row.half_width is not None]
         errors, n_networks = predicted(networks, here, fitted)
@@ -172,9 +172,9 @@ def visit_times_s(store: Store, campaign: CampaignState, visits: Visits) -> NDAr
     return np.array([elapsed_s[names[session], round_] for session, round_ in pairs])
 
 
-def table(campaign: CampaignState, visits: Visits, *, window: int | None = None) -> tuple[Row, ...]:
-    """Return the rows that `collect` would have made of these visits; `window` 0: without a drift model."""
-    summary = summarise(campaign.spec.ops, visits, window=window)
+def table(campaign: CampaignState, visits: Visits, *, steady: bool = False) -> tuple[Row, ...]:
+    """Return the rows that `collect` would have made of these visits; `steady`: without a drift model."""
+    summary = summarise(campaign.spec.ops, visits, steady=steady)
     paired = any(op.role == "pair" for op in campaign.spec.ops)
     rows = make_rows(
         campaign.spec.ops,

@@ -112,7 +112,7 @@ def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutco
                 pooled=merged,
                 published=base.rows(),
                 here=summarise(spec.ops, visits),
-                undrifted=summarise(spec.ops, visits, window=0),
+                undrifted=summarise(spec.ops, visits, steady=True),
                 about=About(
                     table=f"{base.name}@{base.version}",
                     seed=None if request.networks is not None else request.seed,

@@ -31,8 +31,8 @@ FINGERPRINT = Fingerprint(device="virtual", facts=())
 HELLO = AgentHello(
     name="virtual", agent_version="1", fingerprint=FINGERPRINT, runtimes=(RuntimeReport(name="simulated", version="1"),)
 )
-# Like the recorded visits of ProxylessNAS on ONNX Runtime: a clock of two states, visits that differ by 1.7 % when drift
-# is out, for some ops four times that, and preparations by 1 %.
+# Like the recorded visits of ProxylessNAS on ONNX Runtime: a clock of two states, visits that differ by 1.7 % when
+# drift is out, for some ops four times that, and preparations by 1 %.
 REALISTIC: Mapping[str, str] = {
     "clock_ratio": "1.7",
     "clock_dwell_s": "0.8",

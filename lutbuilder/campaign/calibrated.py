@@ -217,7 +217,8 @@ def refitted(made: Draft, base: Lut | None, *, new_conditions: bool = False) -> 
     """Return a draft whose calibrated rows follow its measured ones, if `base` was calibrated and the visits are here.
 
     The networks of the calibration are looked for in the draft's pool of visits. Where they are not (another machine's
-    store) the draft stays as it is, and `merge` takes calibrated rows away whose measured ones have changed.
+    store), or too few of them can be fitted, the draft stays as it is, and `merge` takes calibrated rows away whose
+    measured ones have changed.
     """
     record = base.meta.calibration if base is not None else None
     if base is None or record is None or SOURCES not in record or made.meta.calibration is not None:
@@ -232,9 +233,12 @@ def refitted(made: Draft, base: Lut | None, *, new_conditions: bool = False) -> 
     covered = dict.fromkeys(
         op for name in record["spaces"] for op in spaces.get(name, batch=made.meta.target.batch).ops()
     )  # each once, in an order: the fit is the same whenever it is made
-    calibrated = calibrate_rows(
-        merged, networks, made.summary.by_id, covered=covered, table=record["table"], spaces=record["spaces"]
-    )
+    try:
+        calibrated = calibrate_rows(
+            merged, networks, made.summary.by_id, covered=covered, table=record["table"], spaces=record["spaces"]
+        )
+    except CampaignFailed:  # ops of the networks have failed since; what was measured is published all the same
+        return made
     return with_calibration(made, calibrated)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutbuilder.campaign.estimates import half_ms
-from lutbuilder.campaign.plan import input_shape
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.lower import lower
 from lutbuilder.op import OpSpec
@@ -25,7 +24,6 @@ from lutbuilder.op import OpSpec
 if TYPE_CHECKING:
     from lutbuilder.lut import Row
     from lutbuilder.spaces import SearchSpace
-    from lutbuilder.stats.calibrate import Pattern
     from lutbuilder.stats.records import OpEstimate
 
 CARRIERS = 16
@@ -67,6 +65,7 @@ def in_situ_rows(
     the rows' own values: then there is nothing to correct. The call overhead stays as it was measured. Intervals are
     the posterior's.
     """
+    from lutbuilder.campaign.calibrated import patterns
     from lutbuilder.stats.calibrate import LEAST_NETWORKS, Networks, calibrate
 
     measured = {row.op_id: row for row in rows if row.status == "measured" and row.kind != "identity"}
@@ -93,7 +92,7 @@ def in_situ_rows(
     halves = np.array([half_ms(estimates[carrier.op_id]) or 0.0 for carrier in usable])
     values = np.array([measured[op_id].latency_ms or 0.0 for op_id in ids])
     widths = np.array([measured[op_id].half_width or 0.05 for op_id in ids])
-    always: NDArray[np.bool_] = np.all(counts[:, : len(ids)] > 0, axis=0)
+    prior_ms = np.concatenate([values, np.maximum(list(first.values()), 1e-6)])
     calibration = calibrate(
         Networks(
             counts=counts,
@@ -101,9 +100,9 @@ def in_situ_rows(
             measured_ms=times,
             noise=halves / times / _NORMAL_95,
         ),
-        np.concatenate([values, np.maximum(list(first.values()), 1e-6)]),
+        prior_ms,
         np.concatenate([widths / _NORMAL_95, np.zeros(len(calls))]),
-        _patterns([measured[op_id].op for op_id in ids], values, always, n_calls=len(calls)),
+        patterns([measured[op_id].op for op_id in ids], prior_ms),
     )
     ridge, untouched = calibration.of("ridge"), calibration.of("none")
     if ridge.loo_error >= untouched.loo_error:
@@ -121,31 +120,6 @@ def in_situ_rows(
             )
         )
     return tuple(found)
-
-
-def _patterns(
-    ops: Sequence[OpSpec], values_ms: Floats, always: NDArray[np.bool_], *, n_calls: int
-) -> tuple[Pattern, ...]:
-    """Return in which ways ops may cost more or less inside a network; the call overhead stays as it is.
-
-    `always` (ops,): the ops every network has. What is the same for all networks, whatever they hold, shows there.
-    """
-    from lutbuilder.stats.calibrate import Pattern
-
-    def padded(factors: Floats) -> Floats:
-        return np.vstack([factors, np.zeros((n_calls, factors.shape[1]))])
-
-    shapes = list(dict.fromkeys(input_shape(op) for op in ops))
-    of_shape = np.array([[float(input_shape(op) == shape) for shape in shapes] for op in ops])
-    boundary = (np.median(values_ms) / values_ms)[:, None]  # the same few microseconds for every op
-    return (
-        Pattern(name="all ops", factors=padded(np.ones((len(ops), 1)))),
-        Pattern(name="every op alike", factors=padded(boundary)),
-        Pattern(name="ops of one input shape", factors=padded(of_shape)),
-        Pattern(name="boundary of one input shape", factors=padded(of_shape * boundary)),
-        Pattern(name="ops of every network", factors=padded(always[:, None].astype(np.float64))),
-        Pattern(name="each op", factors=padded(np.eye(len(ops)))),
-    )
 
 
 def _nearest(

@@ -348,8 +348,8 @@ def in_line(
 ) -> tuple[Summary, tuple[SessionReport, ...], NDArray[np.float64]]:
     """Return the fit of the sessions in line, the report of every session, and the log slowdown at every visit.
 
-    Which session is left out is decided by rule (stats/sessions.py); none is whose leaving would lose an op, and none at
-    all with `keep_flagged`.
+    Which session is left out is decided by rule (stats/sessions.py); none is whose leaving would lose an op, and none
+    at all with `keep_flagged`.
     """
     from lutbuilder.stats.sessions import exclude_flagged, session_reports
 

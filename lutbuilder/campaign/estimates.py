@@ -35,10 +35,10 @@ class Summary:
         return max(known) if known and len(known) == len(widths) else None
 
 
-def summarise(ops: Iterable[CampaignOp], visits: Visits, *, window: int | None = None) -> Summary:
-    """Return the summary of `visits`; `window` 0 leaves the drift model out, for comparison."""
+def summarise(ops: Iterable[CampaignOp], visits: Visits, *, steady: bool = False) -> Summary:
+    """Return the summary of `visits`; `steady` leaves the drift model out, for comparison."""
     ops = tuple(ops)
-    drift = fit(visits) if window is None else fit(visits, window=window)
+    drift = fit(visits, steady=steady)
     by_id = {estimate.op_id: estimate for estimate in estimate_from(visits, drift)}
     overheads = call_overheads(ops, by_id)
     rows: dict[str, OpEstimate] = {}

@@ -138,7 +138,7 @@ class Host:
             )
 
     def _await(self, ask: Callable[[], _T | None], *, wait_s: float | None, elsewhere: bool) -> _T | None:
-        """Return what `ask` gives once it is not None; None after `wait_s`. Time spent on other machines is not ours."""
+        """Return what `ask` gives once it is not None; None after `wait_s`. Waits for other machines do not count."""
         since_s = time.monotonic()
         try:
             while (found := ask()) is None:

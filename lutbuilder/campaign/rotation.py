@@ -102,9 +102,9 @@ def worthwhile(
 ) -> Mask:
     """Return which ops to visit for the rest of the time, all equally often, so that a network's error ends smallest.
 
-    Shapes (ops,). `error` is each op's part, in ms; a network's is the root of their sum of squares. `complete` adds the
-    anchors that a choice needs. A lease later the question comes again, so that in the end each op gets its
-    share (Neyman allocation) and not all or nothing.
+    Shapes (ops,). `error` is each op's part, in ms; a network's is the root of their sum of squares. `complete` adds
+    the anchors that a choice needs. A lease later the question comes again, so that in the end each op gets its share
+    (Neyman allocation) and not all or nothing.
     """
     ranks = np.argsort(np.argsort(-(error**2) / (visits * visit_s), kind="stable"), kind="stable")
     sizes = np.unique(np.linspace(1, len(ranks), min(len(ranks), _SIZES_TRIED)).round())
@@ -120,10 +120,10 @@ def worthwhile(
 def with_anchors(chosen: Mask, time_ms: Floats, gain: Floats, footprints: Floats, *, least: int) -> Mask:
     """Return which ops are visited: the chosen, the most useful of every size class that has none, and then others.
 
-    Those make it `least` ops whose mean footprint is that of all. Shapes (ops,), footprints (ops, measures). Size classes
-    are equal parts of the ops ranked by time.
+    Those make it `least` ops whose mean footprint is that of all. Shapes (ops,), footprints (ops, measures). Size
+    classes are equal parts of the ops ranked by time.
     """
-    staying = chosen.copy()
+    staying: Mask = chosen.copy()
     ranked = np.argsort(time_ms, kind="stable")
     for group in np.array_split(ranked, min(LEAST_OPS, len(ranked))):
         if not staying[group].any():
@@ -132,7 +132,7 @@ def with_anchors(chosen: Mask, time_ms: Floats, gain: Floats, footprints: Floats
     total, count = relative[staying].sum(axis=0), int(staying.sum())
     while count < len(staying) and (count < least or np.abs(total / count - 1.0).max() > FOOTPRINT_OFF):
         off = (((total + relative) / (count + 1) - 1.0) ** 2).sum(axis=1)
-        best = int(np.argmin(np.where(staying, np.inf, off)))
+        best = np.lexsort((-gain, off, staying))[0]
         staying[best] = True
         total, count = total + relative[best], count + 1
     return staying

@@ -100,8 +100,8 @@ class Coordinator:
     thread at a time; only for a current lease of an active campaign, and for the same report again only if the process
     died before its decision was stored. Should it raise, the agent is told to stop, nothing is leased any more, and
     `wait` raises the error. A campaign whose last batch is done is finished with that batch's reason. An op that failed
-    but is not given up yet ends the lease, so that the next one tries it again; so does the lease's last round, and while
-    the campaign lacks rounds its agent leases the batch again and prepares it anew.
+    but is not given up yet ends the lease, so that the next one tries it again; so does the lease's last round, and
+    while the campaign lacks rounds its agent leases the batch again and prepares it anew.
     `narrow` is asked, outside all locks, what of an offer goes into a lease: some of its ops, at most its rounds.
     A session whose decision said renew gets no lease any more: its agent has to register anew, or, if its name is in
     `restarted`, to end, because somebody here starts it again.

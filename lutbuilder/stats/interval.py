@@ -26,6 +26,7 @@ from lutbuilder.stats.shrink import extra_variance, shrunk
 LEVEL = 0.95
 MIN_ROUNDS = 6  # below, there is no interval
 _MAD_SIGMA = 1.4826  # standard deviation of a normal variable over its median absolute deviation
+_MEAN_COSTS = 1.08  # variance of the fit's reweighted mean of normal visits, over that of their mean
 _LAGS = 8  # visits of one op; on recorded visits autocorrelation is 0.05 at lag 1 and gone after 8
 _BIMODAL_GAP = 0.08  # relative distance of two modes that is worth a flag
 
@@ -79,9 +80,9 @@ def quantile(freedom: Floats) -> Floats:
     return quantiles
 
 
-def estimate(visits: Visits, *, window: int | None = None) -> tuple[OpEstimate, ...]:
+def estimate(visits: Visits, *, steady: bool = False) -> tuple[OpEstimate, ...]:
     """Return one OpEstimate per op that has visits, in the order of `visits.op_ids`; call overhead still inside."""
-    return estimate_from(visits, fit(visits) if window is None else fit(visits, window=window))
+    return estimate_from(visits, fit(visits, steady=steady))
 
 
 def estimate_from(visits: Visits, drift: DriftFit) -> tuple[OpEstimate, ...]:
@@ -217,14 +218,12 @@ def _instances(visits: Visits, drift: DriftFit) -> tuple[Units, Ints, float]:
     of_op = np.bincount(visits.op, minlength=n_ops)
     free = np.maximum(of_op - np.bincount(op, minlength=n_ops), 1)
     sigma = _MAD_SIGMA * np.nan_to_num(grouped_median(np.abs(noise), visits.op, n_ops)) * np.sqrt(of_op / free)
-    # Of two visits the median is their mean; of many it costs pi / 2 as much.
-    median_costs = 1.0 + (np.pi / 2 - 1.0) * np.maximum(0.0, 1.0 - 2.0 / n_visits)
     units = Units(
         op=op,
         session=session,
         value=drift.group_theta,  # of the same instances, in the same order
-        variance=sigma[op] ** 2 * median_costs / n_visits,
-        weight=np.minimum(n_visits, 4.0),  # as the fit weighs them
+        variance=sigma[op] ** 2 * _MEAN_COSTS / n_visits,
+        weight=drift.group_weight,
     )
     scaled = np.divide(noise, sigma[visits.op], out=np.zeros(len(visits)), where=sigma[visits.op] > 0)
     return units, n_visits, _inefficiency(visits, np.clip(scaled, -3.0, 3.0), number, n_visits)

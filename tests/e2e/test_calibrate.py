@@ -53,7 +53,7 @@ def test_a_calibration_is_a_further_version_that_no_validation_shares_a_network_
     assert lut.meta.calibration is not None
     assert lut.meta.calibration["networks_sha256"] == report["networks_sha256"]
     assert statuses(lut)["measured"] == 70
-    assert statuses(lut)["calibrated"] in (0, 70)
+    assert statuses(lut)["calibrated"] == (0 if report["method"] == "none" else 70)
     assert report["before"]["mape"] < 0.02
 
     again = desk.run(*calibrating(desk, str(desk.luts / NAME), "--nets", "6"))
@@ -67,7 +67,7 @@ def test_a_calibration_is_a_further_version_that_no_validation_shares_a_network_
     after = desk.lut()
     assert not used & set(after.meta.fitted_networks)
     assert after.meta.calibration is not None, "its networks were fitted again with the rows"
-    assert statuses(after) == statuses(desk.lut(again.json["lut"]["version"]))
+    assert statuses(after)["calibrated"] == (0 if after.meta.calibration["method"] == "none" else 70)
 
 
 def other_device(desk: Desk, folder: Path, factors: dict[str, float]) -> Path:

@@ -1,4 +1,4 @@
-"""`collect --sessions` and `--agents` as users run them: sessions and devices that differ, and one table of them all."""
+"""`collect --sessions` and `--agents` as users run them: sessions and devices that differ, one table of them all."""
 
 from __future__ import annotations
 

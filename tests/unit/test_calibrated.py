@@ -380,6 +380,9 @@ def test_without_their_visits_calibrated_rows_are_not_fitted_again(tmp_path: Pat
     draft = a_draft([row(op, 1.02 * own_ms(op), n_sessions=2) for op in OPS], nets, COLD.timed(nets))
     assert refitted(draft, base) is draft
     assert refitted(draft, None) is draft
+    vague = {i: replace(e, lo_ms=None, hi_ms=None) for i, e in COLD.timed(networks(16)).items()}
+    unfit = a_draft(draft.rows, networks(16), vague)
+    assert refitted(unfit, base) is unfit, "what was measured is published all the same"
     assert refitted(draft, a_lut(tmp_path / "other", ROWS)) is draft
 
 
@@ -506,10 +509,10 @@ def test_rows_of_another_device_are_missing_here_and_leave_when_measured(tmp_pat
     assert third.meta.calibration is None
 
 
-@pytest.mark.parametrize("named", [{}, {"lut": "luts/x", "source": "luts/y"}])
-def test_one_table_is_named(named: dict[str, str]) -> None:
+@pytest.mark.parametrize("asked", [CalibrateRequest(), CalibrateRequest(lut="luts/x", source="luts/y")])
+def test_one_table_is_named(asked: CalibrateRequest) -> None:
     with pytest.raises(SpecError, match="--from the table of another device"):
-        calibrate(CalibrateRequest(**named), lambda progress: None)
+        calibrate(asked, lambda progress: None)
 
 
 def test_too_few_networks_are_refused_before_anything_is_read() -> None:

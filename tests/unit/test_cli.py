@@ -682,7 +682,7 @@ REQUESTS = {
     "budget_s": 90.5, "precision": 0.0005, "max_rounds": 12, "instances": 2, "max_ops": 40, "cache": "hot", "seed": 7,
     "luts": Path("my tables"), "state_dir": Path("a/b"), "listen": "127.0.0.1:7171", "wait_s": 30.0, "lease_rounds": 5,
     "sessions": 3, "agents": 2, "carriers": 5, "again": True, "new_conditions": True, "accept_noisy": True,
-    "runtime_options": (("a", "1"), ("b", "x y")),
+    "keep_flagged": True, "runtime_options": (("a", "1"), ("b", "x y")),
 }  # fmt: skip  # a value a field
 
 

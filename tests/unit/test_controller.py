@@ -124,7 +124,7 @@ def test_a_precise_campaign_stops_at_the_first_look_and_not_before(store):
 
 
 def test_a_campaign_that_gets_precise_between_looks_stops_at_the_next(store):
-    made = decisions(store, controlled(store), (a_round(n, noise=0.006) for n in range(60)))
+    made = decisions(store, controlled(store), (a_round(n, noise=0.012) for n in range(60)))
     assert (max(made), made[max(made)].reason) == (FIRST_LOOK + LOOK_EVERY, "precision")
 
 
@@ -305,10 +305,11 @@ def test_precise_ops_leave_after_the_first_lease_and_those_that_lack_precision_s
     while phases.lease() == CONTINUE and len(phases.leases) < 4:
         pass
     assert phases.shapes[0] == (0, 9, 30), "every op, as many rounds as a look needs, each instance equally often"
-    assert all(12 <= n_ops <= 14 for _, _, n_ops in phases.shapes[1:])
+    assert all(12 <= n_ops <= 16 for _, _, n_ops in phases.shapes[1:]), "four, and one of every size"
     assert all(set(LOUD) <= {op.op_id for op in offer.ops} for offer in phases.leases)
     look = phases.controller.look
-    assert (look.n_precise, look.n_rotation) == (26, len(phases.leases[-1].ops))
+    assert 20 <= look.n_precise <= 26
+    assert look.n_rotation == len(phases.leases[-1].ops)
 
 
 def test_a_resumed_campaign_goes_on_with_the_same_rotation(store):

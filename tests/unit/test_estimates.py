@@ -202,7 +202,7 @@ def test_rows_are_ops_and_one_overhead_an_input_shape():
 def test_a_summary_finds_overheads_through_a_machine_that_changes_speed():
     machine = Machine(noise=0.01, instance_sigma=0.002)
     ops, seen = a_campaign(flat(0.05), rounds=30, machine=machine)
-    fitted, plain = (summarise(ops, seen.visits, window=window) for window in (None, 0))
+    fitted, plain = (summarise(ops, seen.visits, steady=steady) for steady in (False, True))
     scale = float(np.exp(np.mean(fitted.drift.theta - seen.truth)))
 
     def error(rows: tuple[OpEstimate, ...]) -> float:

@@ -18,8 +18,8 @@ PROPERTY = settings(max_examples=15, deadline=None)  # no deadline: a busy machi
 NOISE = replace(STEADY, noise=0.01)
 
 
-def by_id(visits: Visits, *, window: int | None = None) -> dict[str, OpEstimate]:
-    return {each.op_id: each for each in estimate(visits, window=window)}
+def by_id(visits: Visits, *, steady: bool = False) -> dict[str, OpEstimate]:
+    return {each.op_id: each for each in estimate(visits, steady=steady)}
 
 
 # --- Coverage
@@ -297,7 +297,7 @@ def test_a_mode_holds_at_least_a_quarter_of_the_visits(n_slow, flagged):
 def test_a_machine_of_two_states_makes_no_op_bimodal():
     seen = simulate(log_spread(40), rounds=40, seed=2, machine=Machine(dwell=400.0, instance_sigma=0.0))
     assert not any(each.bimodal for each in estimate(seen.visits))
-    assert any(each.bimodal for each in estimate(seen.visits, window=0))
+    assert any(each.bimodal for each in estimate(seen.visits, steady=True))
 
 
 def test_preempted_fraction_is_of_calls():

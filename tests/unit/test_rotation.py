@@ -141,7 +141,8 @@ def test_when_time_is_short_it_goes_where_use_times_width_is_widest() -> None:
 def test_no_other_number_of_ops_would_leave_a_network_a_smaller_error(seed: int, left_s: float) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 32))
-    error, visits, visit_s = rng.lognormal(0, 2, n), rng.integers(6, 400, n) * 1.0, rng.lognormal(-4, 1, n)
+    error, visit_s = rng.lognormal(0, 2, n), rng.lognormal(-4, 1, n)
+    visits = rng.integers(6, 400, n).astype(np.float64)
     picked = worthwhile(error, visits, visit_s, left_s=left_s, complete=lambda choice: choice)
     assert picked.any()
 
@@ -159,14 +160,14 @@ def test_no_other_number_of_ops_would_leave_a_network_a_smaller_error(seed: int,
 def test_what_anchors_cost_and_bring_is_part_of_the_choice() -> None:
     error, visits, visit_s = np.array([3.0, 2.9, 1.0]), np.full(3, 10.0), np.array([1.0, 1.0, 50.0])
 
-    def chosen_with(dear: int) -> list[bool]:
+    def chosen_with(dear: int) -> list[int]:
         def complete(choice: np.ndarray) -> np.ndarray:
             return choice | (np.arange(3) == 2) if choice[dear] else choice
 
-        return worthwhile(error, visits, visit_s, left_s=20.0, complete=complete).tolist()
+        return [int(n) for n in np.flatnonzero(worthwhile(error, visits, visit_s, left_s=20.0, complete=complete))]
 
-    assert chosen_with(2) == [True, True, False]
-    assert chosen_with(1) == [True, False, False], "the second would drag the dear third along"
+    assert chosen_with(2) == [0, 1]
+    assert chosen_with(1) == [0], "the second would drag the dear third along"
 
 
 @pytest.mark.parametrize("use", [0.1, 0.5, 1.0, 3.0])
