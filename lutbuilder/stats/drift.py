@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lutbuilder.stats.records import Visits
 
 # docs/decisions/0005: chosen on some recorded sessions, judged on others; a factor of 3 either way changes little.
-_WANDER = 0.0025  # standard deviation of a step of log speed, from one visit to the next on average
+_WANDER = 0.2  # standard deviation of a step of log speed from visit to visit, over that of the typical op's noise
 _NOISE_FREEDOM = 4.0  # of the t distributions
 _STEP_FREEDOM = 2.0
 _INSTANCE_SD = 0.05  # of log time: twice what is measured, or instances were drawn together and intervals too narrow
@@ -37,7 +37,6 @@ _MAX_STEPS = 60
 _MAX_POLISH = 100
 _SETTLED = 1e-5  # relative: a hundredth of the tightest interval anyone asks for
 _LEAST_NOISE = 1e-5  # a steady machine with a coarse timer has none
-_LEAST_STEP = 1e-3  # of the usual time between visits: those of one train start at almost the same time
 _MAD_SIGMA = 1.4826
 
 Floats = NDArray[np.float64]
@@ -76,13 +75,13 @@ def fit(visits: Visits, *, steady: bool = False) -> DriftFit:
         group=groups[order],
         group_op=group_op,
         n_ops=n_ops,
-        stretch=_stretches(visits.session[order], visits.round[order]),
+        stretch=_stretches(visits.session[order], visits.round[order], visits.instance[order]),
     )
     if steady or not len(visits):
         speed, steps = np.zeros(len(visits)), 0
         effects = _medians(there.log_t, there)
     else:
-        effects, speed, steps = _two_way(there, _step_variances(visits.start_ns[order], there.stretch))
+        effects, speed, steps = _two_way(there)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     speed = speed[back]
@@ -134,20 +133,22 @@ class _Effects:
     group_weight: Floats
 
 
-def _two_way(there: _Sorted, step_variance: Floats) -> tuple[_Effects, Floats, int]:
+def _two_way(there: _Sorted) -> tuple[_Effects, Floats, int]:
     """Return op effects, the log slowdown at each visit as the others tell it, and how many steps it took to settle."""
     log_t, op = there.log_t, there.op
     effects = _medians(log_t, there)
     speed = _to_one_scale(_running_median(log_t - effects.theta[op], there.stretch), there)
     effects = _medians(log_t - speed, there)
     expected = effects.theta[op]
+    seen = np.unique(op)
     noise = np.ones(there.n_ops)
     for steps in range(1, _MAX_STEPS + 1):
         left = log_t - speed - expected
         if steps <= _SCALE_STEPS:
             noise = _noise(left, there)
         weight = (_NOISE_FREEDOM + 1.0) / (_NOISE_FREEDOM + (left / noise[op]) ** 2)
-        level = _Level.of(log_t - expected, weight / noise[op] ** 2, step_variance, speed)
+        step = _WANDER * float(np.median(noise[seen]))
+        level = _Level.of(log_t - expected, weight / noise[op] ** 2, _ties(speed, step, there))
         speed = _to_one_scale(level.value, there)
         before = effects.theta
         effects = _means(log_t - speed, weight, there)
@@ -168,18 +169,16 @@ class _Level:
     others: Floats
 
     @classmethod
-    def of(cls, seen: Floats, precision: Floats, step_variance: Floats, near: Floats) -> _Level:
-        """Return the smoothed level; large steps of `near`, the level as far as it is known, are held for jumps.
+    def of(cls, seen: Floats, precision: Floats, tie: Floats) -> _Level:
+        """Return the smoothed level of what is `seen` with `precision` (n,); `tie` (n - 1,) is that of its steps.
 
         A Gaussian random walk seen through Gaussian noise is one tridiagonal system; its pivots from either end give
-        the variances too. Infinite steps keep what is before and after them apart.
+        the variances too.
         """
         from scipy.linalg.lapack import dpttrf, dpttrs
 
         if len(seen) == 1:  # LAPACK wants something beside the diagonal
             return cls(seen, seen)
-        jump = np.diff(near) ** 2 / step_variance
-        tie = (_STEP_FREEDOM + 1.0) / (_STEP_FREEDOM + jump) / step_variance
         diagonal = precision.copy()
         diagonal[:-1] += tie
         diagonal[1:] += tie
@@ -191,25 +190,18 @@ class _Level:
         return cls(value, others)
 
 
-def _step_variances(start_ns: Ints, stretch: Ints) -> Floats:
-    """Return the variance of the steps of log speed between visits that follow each other, shape (n - 1,).
-
-    It grows with time, but by how much is a matter of visits: a simulated device has its own time. Infinite between
-    stretches. A pause is not to make all other steps small, hence the quantile.
-    """
-    apart = np.diff(stretch) != 0
-    gap = np.where(apart, 0.0, np.diff(start_ns).astype(np.float64))
-    inside = gap[~apart]
-    usual = np.minimum(inside, np.quantile(inside, 0.99)).mean() if len(inside) else 0.0
-    steps = np.maximum(gap / usual, _LEAST_STEP) if usual > 0.0 else np.ones(len(gap))
-    return np.where(apart, np.inf, _WANDER**2 * steps)
+def _ties(speed: Floats, step: float, there: _Sorted) -> Floats:
+    """Return the precision of the steps of log speed, (n - 1,): little where it jumps, none between stretches."""
+    jump = (np.diff(speed) / step) ** 2
+    tie = (_STEP_FREEDOM + 1.0) / (_STEP_FREEDOM + jump) / step**2
+    return np.where(np.diff(there.stretch) != 0, 0.0, tie)
 
 
 def _noise(left: Floats, there: _Sorted) -> Floats:
     """Return the scale of each op's noise, shrunk to that of the typical op, shape (m,)."""
     count = np.bincount(there.op, minlength=there.n_ops)
     own = np.nan_to_num(_MAD_SIGMA * grouped_median(np.abs(left), there.op, there.n_ops))
-    typical = np.median(own[count > 0])
+    typical = float(np.median(own[count > 0]))
     variance = (count * own**2 + _PRIOR_VISITS * typical**2) / (count + _PRIOR_VISITS)
     return np.maximum(np.sqrt(variance), _LEAST_NOISE)
 
@@ -257,9 +249,16 @@ def _instances(visits: Visits) -> tuple[Ints, Ints]:
     return numbers.reshape(-1).astype(np.int64), unique[:, 0].astype(np.int64)
 
 
-def _stretches(session: Ints, round_: Ints) -> Ints:
-    """Number the stretches of sorted visits: sessions, anew where rounds start over, which is another campaign."""
-    starts = (np.diff(session) != 0) | (np.diff(round_) < 0)
+def _stretches(session: Ints, round_: Ints, instance: Ints) -> Ints:
+    """Number the stretches of sorted visits: sessions, anew where rounds start over, which is another campaign, and
+    where everything is prepared anew, which is another lease.
+
+    A lease may visit other ops than the one before. Were it of the same stretch, its new instances would take up most
+    of an error of its scale, and ops of many leases would read some tenths of a per cent off those of few.
+    """
+    number = session * (int(instance.max(initial=0)) + 1) + instance
+    anew = np.maximum.accumulate(number)[:-1] < np.minimum.accumulate(number[::-1])[::-1][1:]
+    starts = anew | (np.diff(session) != 0) | (np.diff(round_) < 0)
     return np.concatenate([np.zeros(min(1, len(session)), np.int64), np.cumsum(starts)])
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,17 +27,18 @@ from tests.desk import NAME, PATIENCE_S, Desk
 OPS = spaces.get("proxyless").ops()
 AGENT, WORKER = "lutbuilder_agent run", "lutbuilder_agent.worker"
 ROUNDS = 20
-CAMPAIGN = ("--max-rounds", str(ROUNDS), "--precision", "0.01%", "--runtime-option", "noise_sigma=0.003")
+IN_PHASES = ("--max-rounds", str(ROUNDS), "--precision", "0.01%", "--runtime-option", "noise_sigma=0.003")
+CAMPAIGN = (*IN_PHASES, "--lease-rounds", "0")
 
 
-def assert_final(desk: Desk) -> None:
-    """The table holds the truth of every op, and its raw visits lie beside it."""
+def assert_final(desk: Desk, *, rounds: int = ROUNDS - 3) -> None:
+    """The table holds the truth of every op, of so many rounds at least, and its raw visits lie beside it."""
     lut = desk.lut()
     for op in OPS:
         row = lut[op]
         truth_ms = (true_ns(lower(op)) - float(OPTIONS["overhead_ns"])) / 1e6
         assert row.latency_ms == pytest.approx(truth_ms, rel=0.03), op.label()
-        assert row.n_rounds >= ROUNDS - 3
+        assert row.n_rounds >= rounds
     assert set(lut.meta.sessions) == {visit.session_id for visit in desk.visits()}
     assert (lut.path.parent / "samples" / lut.path.name).is_file()
     assert not [name for name in desk.versions if name.endswith(".tmp")]
@@ -71,6 +73,28 @@ def test_collect_killed_at_any_moment_and_typed_again_continues(desk: Desk) -> N
     assert ended.status == 0, ended.err
     assert desk.visits()[: len(before)] == before
     assert_final(desk)
+
+
+def test_a_collect_of_several_leases_killed_between_them_continues_and_mixes_up_no_instances(desk: Desk) -> None:
+    words = desk.collecting(*IN_PHASES, "--lease-rounds", "6")
+    process = desk.start(*words)
+    desk.wait_for(lambda: desk.rounds() >= 14)  # in the third lease
+    process.kill()
+    desk.ended(process)
+    desk.wait_for(lambda: desk.processes() == [])
+    before = desk.visits()
+    ended = desk.run(*words)
+    assert ended.status == 0, ended.err
+    assert ended.json["resumed"]
+    visits = desk.visits()
+    assert visits[: len(before)] == before
+    seen: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for visit in visits:
+        seen[visit.session_id, visit.timing.instance].add(visit.timing.round)
+    assert all(max(rounds) - min(rounds) < 6 for rounds in seen.values()), "a lease's instances end with it"
+    first = {instance for session, instance in seen if session == before[0].session_id}
+    assert len(first) >= 7, "three leases, of three instances the first two"
+    assert_final(desk, rounds=6)
 
 
 def test_a_campaign_that_was_killed_goes_on_where_it_was(desk: Desk) -> None:

@@ -140,7 +140,9 @@ def stopped_at(precision: float, *, seed: int) -> tuple[Visits, int]:
     """
     device = Device(Setting(rounds=sum(PHASES), options=machine()), seed=seed)
     rotation = [op.op_id for op in OPS]
-    for look, rounds in enumerate(PHASES):
+    looks = 0
+    for rounds in PHASES:
+        looks += 1
         device.lease(rotation, rounds)
         visits = visits_of([device])
         widths = {each.op_id: each.half_width or np.inf for each in summarise(OPS, visits).by_id.values()}
@@ -148,7 +150,7 @@ def stopped_at(precision: float, *, seed: int) -> tuple[Visits, int]:
             break
         ranked = sorted(widths, key=widths.__getitem__, reverse=True)
         rotation = [op_id for place, op_id in enumerate(ranked) if place < 10 or widths[op_id] > precision]
-    return visits, look + 1
+    return visits, looks
 
 
 @pytest.mark.parametrize("precision", [0.016, 0.025])

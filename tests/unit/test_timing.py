@@ -46,7 +46,7 @@ class Bench:
     def op(
         self, name: str, ns: Callable[[int], int], *, preempted: tuple[int, ...] = (), throttling: tuple[int, ...] = ()
     ) -> FakePrepared:
-        """An op whose n-th call takes `ns(n)`; those in `preempted` lose their core, in `throttling` the device slows."""
+        """An op whose n-th call takes `ns(n)`; `preempted` ones lose their core, in `throttling` the device slows."""
         return FakePrepared(bench=self, name=name, ns=ns, preempted=preempted, throttling=throttling)
 
     def train(
