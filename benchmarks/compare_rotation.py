@@ -2,10 +2,11 @@
 
     python benchmarks/compare_rotation.py --runtime litert --rounds 25
 
-All ways take turns in one process, train by train, over the same prepared ops of ProxylessNAS, and one two-way fit
-takes the drift out, so other work on the machine does little harm. A rotation is made for the 16 fastest ops, or the 16
-slowest: what of the others has to stay so that these read as they do among all? Prints by how many per cent its ops
-read differently than in trains of all ops: the median, with its bootstrap standard error.
+All ways take turns in one process, train by train, over the same prepared ops of ProxylessNAS. Between any two trains
+the same six ops are timed, and every train is taken relative to those before and after it: that takes out what the
+machine does. A fit would not do here, it takes out what a train does to its own ops as well. A rotation is made for the
+16 fastest ops, or the 16 slowest: what of the others has to stay so that these read as they do among all? Prints by how
+many per cent its ops read differently than in trains of all ops: the median, with its bootstrap standard error.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from lutbuilder.artifacts import build
 from lutbuilder.campaign.plan import campaign_ops, make_plan
 from lutbuilder.campaign.rotation import LEAST_TRAINS, footprint, with_anchors
 from lutbuilder.lower import lower_network
-from lutbuilder.stats.drift import fit
-from lutbuilder.stats.records import Visits
 from lutbuilder_agent import runtimes
 from lutbuilder_agent.records import Plan
 from lutbuilder_agent.runtimes import Prepared
 from lutbuilder_agent.timing import shuffled, time_train, trains
 
 WANTED = 16
+PROBES = 6
 
 
 def main() -> None:
@@ -91,39 +91,29 @@ def shifts(
     """Return how much longer each op of a way takes than among all, relative."""
     gc.collect()
     gc.disable()
-    names, n = list(ways), len(prepared)
-    seen: list[tuple[int, int, int, int, float]] = []
+    probe = [prepared[i] for i in np.linspace(0, len(prepared) - 1, PROBES).astype(int)]
+    seen: dict[str, list[list[float]]] = {name: [[] for _ in prepared] for name in ways}
+    before = _log_ns(probe, plan)
     for number in range(rounds):
         units = [
-            (place, train)
-            for place, name in enumerate(names)
+            (name, train)
+            for place, name in enumerate(ways)
             for train in trains(shuffled(ways[name].tolist(), seed=place, round=number), length=plan.train_ops)
         ]
-        for place, train in shuffled(units, seed=len(names), round=number):
-            blocks = time_train([prepared[i] for i in train], plan, now_ns=time.perf_counter_ns, on_call=_nothing)
-            for i, block in zip(train, blocks, strict=True):
-                seen.append((place * n + i, number, len(seen), block.start_ns, float(np.median(block.samples_ns))))
-    op, rounds_, order, start_ns = (np.array([row[k] for row in seen], np.int64) for k in range(4))
-    block_ns = np.array([row[4] for row in seen])
-    nothing = np.zeros(len(seen), np.int64)
-    drift = fit(
-        Visits(
-            op_ids=tuple(map(str, range(len(names) * n))),
-            session_ids=("here",),
-            op=op,
-            session=nothing,
-            round=rounds_,
-            order=order,
-            instance=nothing,
-            start_ns=start_ns,
-            block_ns=block_ns,
-            p90_ns=block_ns,
-            n_calls=nothing + 1,
-            n_preempted=nothing,
-        )
-    )
-    theta = drift.theta.reshape(len(names), n)
-    return {name: np.expm1(theta[place] - theta[0])[ways[name]] for place, name in enumerate(names) if name != names[0]}
+        for name, train in shuffled(units, seed=len(ways), round=number):
+            found = _log_ns([prepared[i] for i in train], plan)
+            after = _log_ns(probe, plan)
+            speed = float(np.mean(before + after)) / 2
+            for i, log_ns in zip(train, found, strict=True):
+                seen[name][i].append(log_ns - speed)
+            before = after
+    effect = {name: np.array([np.median(found) if len(found) else np.nan for found in seen[name]]) for name in ways}
+    return {name: np.expm1(effect[name] - effect["all"])[ways[name]] for name in ways if name != "all"}
+
+
+def _log_ns(members: list[Prepared], plan: Plan) -> NDArray[np.float64]:
+    blocks = time_train(members, plan, now_ns=time.perf_counter_ns, on_call=_nothing)
+    return np.log([np.median(block.samples_ns) for block in blocks])
 
 
 def _nothing(_: int) -> None: ...

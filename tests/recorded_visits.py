@@ -58,7 +58,7 @@ class Recorded:
 
     def networks_ns(self, theta: Floats) -> Floats:
         """Return what the fit says of each network itself, (k,), in the order of `parts`."""
-        return np.exp(theta[self.role == "network"])
+        return np.asarray(np.exp(theta[self.role == "network"]))
 
     def sums_ns(self, theta: Floats) -> Floats:
         """Return each network's sum of op effects less its call overheads, (k,): medians of A + B - AB over pairs."""
@@ -87,10 +87,10 @@ def recorded(ops: Iterable[CampaignOp], visits: Visits, *, name: str) -> Recorde
     parts = np.zeros((len(networks), len(visits.op_ids)), np.int16)
     calls = np.zeros((len(networks), len(shapes)), np.int16)
     for row, network in enumerate(networks):
-        for op in network.ops:
-            parts[row, number[op.op_id]] += 1
-        for op in network.ops[1:]:
-            empty = overhead_op(op).op_id
+        for part in network.ops:
+            parts[row, number[part.op_id]] += 1
+        for part in network.ops[1:]:
+            empty = overhead_op(part).op_id
             if empty in place:
                 calls[row, place[empty]] += 1
             else:

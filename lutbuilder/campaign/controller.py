@@ -78,6 +78,7 @@ class Controller:
         self._look = Look(rounds=0, n_precise=0, worst_precision=None, drift=None, n_failed=0)
         self._seen: _Seen | None = None
         self._looked_in: set[str] = set()  # sessions
+        self._began: dict[str, int] = {}  # how many shares were over when a session was first seen
         self._next_look = 0.0  # not before so many rounds
         self._leases: dict[str, _LeaseClock] = {}
         self._load_s = 0.0  # of one op, all its instances
@@ -177,13 +178,21 @@ class Controller:
         return len(np.unique(visits.round[visits.session == visits.session_ids.index(session_id)]))
 
     def _session_number(self, session_id: str) -> int:
-        """Return which of its agent's sessions this is, from 1 to `spec.sessions`; one of too few rounds is none."""
-        if self._spec.sessions == 1:
+        """Return which of its agent's sessions this is, from 1 to `spec.sessions`.
+
+        One of too few rounds is none, unless its share was over before the next one began.
+        """
+        spec = self._spec
+        if spec.sessions == 1:
             return 1
+        rounds = self._store.campaign(spec.key).rounds
+        gone = max(self.spent_s / spec.budget_s, rounds / spec.max_rounds)
+        with self._lock:
+            began = self._began.setdefault(session_id, int(gone * spec.sessions))
         agent = self._store.session(session_id).name
-        before = [s.session_id for s in self._store.sessions([self._spec.key]) if s.name == agent]
+        before = [s.session_id for s in self._store.sessions([spec.key]) if s.name == agent]
         full = sum(other != session_id and self._rounds_in(other) >= FIRST_LOOK for other in before)
-        return min(full + 1, self._spec.sessions)
+        return min(max(full, began) + 1, spec.sessions)
 
     # --- looks
 

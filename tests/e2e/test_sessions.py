@@ -87,19 +87,19 @@ def test_two_agents_measure_one_campaign_at_once_and_their_difference_is_no_ops_
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    process = desk.start(
-        *desk.collecting("--agents", "2", "--listen", address, "--max-rounds", "36", "--precision", "0.5%", *UNEQUAL)
-    )
-    desk.start_agent("run", "--coordinator", address, "--runtimes", "simulated", "--name", "twin")
+    words = ("--agents", "2", "--listen", address, "--sessions", "2", "--max-rounds", "60", "--precision", "0.1%")
+    process = desk.start(*desk.collecting(*words, *UNEQUAL))
+    twin = desk.start_agent("run", "--coordinator", address, "--runtimes", "simulated", "--name", "twin")
     ended = desk.ended(process)
     assert ended.status == 0, ended.err
     agents = agents_of(desk)
-    assert sorted(agents.values()) == ["local-simulated", "twin"]
+    assert sorted(agents.values()) == ["local-simulated", "local-simulated", "twin", "twin"]
+    assert desk.ended(twin).status == 0, "it registered anew for its second session, and ended when all was done"
     sessions = visited(desk)
     assert {op.op_id for op in OPS} <= set.intersection(*sessions.values())
     lut = desk.lut()
     assert set(lut.meta.sessions) == set(agents)
-    assert {(lut[op].n_agents, lut[op].n_sessions) for op in OPS} == {(2, 2)}
+    assert {(lut[op].n_agents, lut[op].n_sessions) for op in OPS} == {(2, 4)}
     assert_true(lut)
 
 

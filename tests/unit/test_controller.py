@@ -405,6 +405,23 @@ def test_a_session_that_was_killed_early_is_not_counted(store):
     assert decision == Decision(stop=True, reason="max_rounds")
 
 
+def test_a_session_whose_share_other_agents_used_up_is_not_made_up_for(store):
+    phases = Phases(store, replace(PHASED, sessions=2, max_rounds=40, precision=1e-6, lease_rounds=4, agents=2))
+    bob = replace(HELLO, name="bob")
+    store.record_session(bob, Session(session_id="b1", epoch=1, protocol=1, heartbeat_s=10), now_s=0.0)
+    phases.session = "b1"
+    assert phases.lease(noise=NOISY) == CONTINUE  # four rounds
+    phases.session = "s1"
+    while (decision := phases.lease(noise=NOISY)) == CONTINUE:
+        pass
+    assert decision == Decision(renew=True), "alice has done the other sixteen of the share"
+    phases.session = "b1"
+    assert phases.lease(noise=NOISY) == Decision(renew=True)
+    store.record_session(bob, Session(session_id="b2", epoch=2, protocol=1, heartbeat_s=10), now_s=0.0)
+    phases.session = "b2"
+    assert phases.lease(noise=NOISY) == CONTINUE, "bob's second session, short as the first was"
+
+
 def test_without_phases_sessions_share_the_rounds_too(store):
     phases = Phases(store, replace(PHASED, sessions=2, max_rounds=20, lease_rounds=0, precision=1e-6))
     assert phases.lease(noise=NOISY) == Decision(renew=True)

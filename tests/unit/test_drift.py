@@ -56,6 +56,25 @@ def test_the_speed_is_the_machines_and_the_residual_what_is_left():
     assert rebuilt == pytest.approx(np.log(seen.visits.block_ns), abs=1e-9)
 
 
+def test_ops_of_many_leases_and_ops_of_one_are_on_one_scale():
+    off = []
+    for seed in range(6):
+        # Leases of one session: all ops in the first, a third of them in six others, on a machine of two speeds.
+        machine = Machine(session_log_scales=(0.0, 0.5, 0.0, 0.5, 0.5, 0.0, 0.5))
+        seen = simulate(log_spread(60), rounds=9, seed=seed, machine=machine, session_ops=[range(60), *[range(20)] * 6])
+        lease = seen.visits.session
+        visits = changed(
+            seen.visits,
+            session=np.zeros_like(lease),
+            instance=seen.visits.instance + 3 * lease,  # every lease prepares its ops anew
+            round=seen.visits.round + 9 * lease,
+            start_ns=seen.visits.start_ns + 10**12 * lease,
+        )
+        error = seen.errors(fit(replace(visits, session_ids=("s",))).theta)
+        off.append(error[:20].mean() - error[20:].mean())
+    assert rms(np.array(off)) < 0.004, "an instance of an op differs by 1 % from the next"
+
+
 def test_a_steady_machine_gives_the_exact_effects_and_no_speed():
     seen = simulate(log_spread(9), rounds=4, seed=0, machine=STEADY)
     drift = fit(seen.visits)
