@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpttrf, dpttrs
 from scipy.ndimage import median_filter, uniform_filter1d
 
+from lutbuilder.stats import drift
 from lutbuilder.stats.drift import fit, grouped_median
 from lutbuilder.stats.records import Visits
 from tests.recorded_visits import Recorded, load, names, recorded, save
@@ -152,12 +153,19 @@ def slowed_by_mates(left: Floats, precision: Floats, theta: Floats, seen: Seen) 
 
 
 def running_median(window: int) -> Smoother:
-    return lambda left, _noise, _seen: median_filter(left, size=min(window, len(left)), mode="nearest")
+    def smooth(left: Floats, _noise: Floats, _seen: Seen) -> Floats:
+        return np.asarray(median_filter(left, size=min(window, len(left)), mode="nearest"))
+
+    return smooth
 
 
 def running_mean(window: int) -> Smoother:
     """Of residuals cut at 5 standard deviations of their ops."""
-    return lambda left, noise, _: uniform_filter1d(np.clip(left, -5 * noise, 5 * noise), size=window, mode="nearest")
+
+    def smooth(left: Floats, noise: Floats, _seen: Seen) -> Floats:
+        return np.asarray(uniform_filter1d(np.clip(left, -5 * noise, 5 * noise), size=window, mode="nearest"))
+
+    return smooth
 
 
 def running_pseudomedian(window: int) -> Smoother:
@@ -312,8 +320,16 @@ def low_rank(visits: Visits, *, rank: int) -> Floats:
     return theta
 
 
-def _shipped(visits: Visits) -> Floats:
-    return fit(visits).theta
+def shipped(visits: Visits, *, wander: float | None = None) -> Floats:
+    """Return the op effects of the model in use; `wander`: how closely it follows the machine."""
+    if wander is None:
+        return fit(visits).theta
+    usual = drift._WANDER
+    try:
+        drift._WANDER = wander
+        return fit(visits).theta
+    finally:
+        drift._WANDER = usual
 
 
 MODELS: Mapping[str, Model] = {
@@ -331,9 +347,10 @@ MODELS: Mapping[str, Model] = {
     "rank 1, t": partial(low_rank, rank=1),
     "rank 2, t": partial(low_rank, rank=2),
     "median of 15, t, mates": partial(two_way, running_median(15), robust=True, mates=True),
-    "local level with jumps, t": _shipped,
+    **{f"jumps, t, wander {wander:g}": partial(shipped, wander=wander) for wander in (0.1, 0.4)},
+    "local level with jumps, t": shipped,
 }
-SHIPPED = "local level with jumps, t"
+SHIPPED = "local level with jumps, t"  # the model in use
 
 
 # --- Judging them
