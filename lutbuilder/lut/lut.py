@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +20,12 @@ from lutbuilder_agent.errors import LutCorrupt, OpNotInLut, SpecError, UnknownNa
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lutbuilder_agent.records import Cache
+
 _NUMERIC = tuple(c.name for c in COLUMNS if c.type in ("int64", "float64") and c.group != "key")
 _TEXTS = tuple(c.name for c in COLUMNS if c.type == "string")
 _SHAPE = ("in_channels", "mid_channels", "out_channels", "height", "width", "kernel", "stride", "groups", "batch")
-_SAME = ("act", "se", "residual", "w_bits", "a_bits")
+_SAME = ("act", "se", "residual", "w_bits", "a_bits", "expand_conv", "shortcut", "padding", "se_channels")
 _NEAREST = 3
 # Nearest to a whole network first: a calibrated value was corrected by networks, an imputed one was never measured.
 _METHOD_RANK = {method: rank for rank, method in enumerate(("calibrated", "in_situ", "context", "isolated", "imputed"))}
@@ -172,18 +175,22 @@ class Lut:
         values, valid = column_values(self.table, name)
         return np.where(valid, values.astype(np.float64), np.nan)
 
-    def _command(self, batch: int) -> str:
-        """Return the command that measures on this LUT's target, at that batch size."""
+    def command(self, *, space: str | None = None, batch: int | None = None) -> str:
+        """Return the command that measures `space` on this LUT's target: its own space and batch if none is given."""
         from lutbuilder import devices
+        from lutbuilder_agent.runtimes import RUNTIMES
 
+        target = self.meta.target
         # A LUT names the silicon, the command line a device. "cpu" fits every machine, so it is the last choice.
         fitting = [name for name in devices.names() if devices.get(name).matches(self.meta.fingerprint)]
+        fitting += [name for name in devices.names() if name == target.device]
         return collect_command(
             device=next((name for name in fitting if name != "cpu"), "cpu"),
-            space=self.meta.spaces[0] if self.meta.spaces else "proxyless",
-            runtime=self.meta.target.runtime,
-            batch=batch,
-            threads=self.meta.target.threads,
+            space=space or (self.meta.spaces[0] if self.meta.spaces else "proxyless"),
+            runtime=target.runtime if target.runtime in RUNTIMES else None,  # an imported table's may be another
+            batch=target.batch if batch is None else batch,
+            threads=target.threads,
+            cache=target.cache,
         )
 
     def _row(self, number: int) -> Row:
@@ -195,7 +202,7 @@ class Lut:
     def _missing(self, ops: Sequence[OpSpec]) -> OpNotInLut:
         op = ops[0]
         more = f" (and {len(ops) - 1} more ops)" if len(ops) > 1 else ""
-        command = self._command(op.batch)
+        command = self.command(batch=op.batch)
         if op.batch != self.meta.target.batch:
             return OpNotInLut(
                 f"{op.label()} is of batch {op.batch}, but {self.spec} was measured at batch {self.meta.target.batch}"
@@ -207,10 +214,11 @@ class Lut:
     def _without_latency(self, ops: Sequence[OpSpec]) -> OpNotInLut:
         op, row = ops[0], self[ops[0]]
         more = f" (nor for {len(ops) - 1} more ops)" if len(ops) > 1 else ""
-        return OpNotInLut(
-            f"{self.spec} has no latency for {op.label()}{more}: {row.exec_status}, {row.reason}. "
-            f"Measure again: {self._command(op.batch)} --again"
-        )
+        advice = f"Measure again: {self.command(batch=op.batch)} --again"
+        if row.cycles is not None:
+            advice = "Take the column cycles, or import it again with --clock-mhz"
+        status = row.exec_status if row.exec_status != "native" else f"{row.cycles} cycles"
+        return OpNotInLut(f"{self.spec} has no latency for {op.label()}{more}: {status}, {row.reason}. {advice}")
 
     def nearest(self, op: OpSpec, count: int = _NEAREST) -> tuple[Row, ...]:
         """Return up to `count` rows nearest to `op`, each op once: its own kind first, then by log shape distance."""
@@ -244,20 +252,28 @@ def _row_preference(row: Row) -> tuple[bool, int, int]:
     return _preference(row.latency_ms is not None, row.evidence, row.method)
 
 
-def _preference(has_latency: bool, evidence: str, method: str) -> tuple[bool, int, int]:
-    return (not has_latency, _EVIDENCE_RANK.get(evidence, 99), _METHOD_RANK.get(method, 99))
+def _preference(has_latency: bool, evidence: str, method: str | None) -> tuple[bool, int, int]:
+    return (not has_latency, _EVIDENCE_RANK.get(evidence, 99), _METHOD_RANK.get(method or "", 99))
 
 
 def collect_command(
-    *, device: str, space: str = "proxyless", runtime: str | None = None, batch: int = 1, threads: int = 1
+    *,
+    device: str,
+    space: str = "proxyless",
+    runtime: str | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    cache: Cache = "rotating",
 ) -> str:
     """Return the command line that measures `space` on a device named in lutbuilder.devices."""
-    words = ["lutbuilder collect", f"--device {device}", f"--space {space}"]
+    words = ["lutbuilder collect", f"--device {device}", f"--space {shlex.quote(space)}"]
     if runtime is not None:
         words.append(f"--runtime {runtime}")
     words.append(f"--bs {batch}")
     if threads != 1:
         words.append(f"--threads {threads}")
+    if cache != "rotating":
+        words.append(f"--cache {cache}")
     return " ".join(words)
 
 
@@ -267,6 +283,6 @@ def _described(near: OpSpec, op: OpSpec) -> str:
         return near.label()
     return f"{near.label()} with " + ", ".join(
         f"{name}={getattr(near, name)}"
-        for name in ("act", "se", "residual", "kernel", "groups", "mid_channels")
+        for name in (*_SAME, "kernel", "groups", "mid_channels")
         if getattr(near, name) != getattr(op, name)
     )

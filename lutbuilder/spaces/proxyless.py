@@ -11,12 +11,11 @@ from functools import partial
 from typing import NamedTuple
 
 from lutbuilder.op import OpSpec
-from lutbuilder.spaces.shapes import make_divisible, strided
+from lutbuilder.spaces.shapes import fixed, logits, make_divisible, mbconv, pointwise, stem
 from lutbuilder.spaces.space import Assignment, SearchSpace, Site, Variable
 from lutbuilder_agent.errors import UnknownName
 
 RESOLUTION = 224
-CLASSES = 1000
 DEPTHS = (4, 4, 4, 4, 4, 1)
 STRIDES = (2, 2, 2, 1, 2, 1)
 ZERO = "zero"
@@ -57,58 +56,33 @@ def proxyless_search(variant: str = "w1.0", *, batch: int = 1, name: str = "prox
     widths = WIDTHS.get(variant)
     if widths is None:
         raise UnknownName(f"unknown width {variant!r} of proxyless; known: {', '.join(WIDTHS)}")
-    extent = strided(RESOLUTION, 2)
-    stem = OpSpec(
-        kind="conv", in_channels=3, out_channels=widths.stem, height=RESOLUTION, width=RESOLUTION, kernel=3, stride=2,
-        act="relu6", batch=batch,
-    )  # fmt: skip  # one shape, one line
-    first = _block(widths.stem, widths.first, extent, stride=1, batch=batch)
+    first = stem(widths.stem, RESOLUTION, "relu6", batch)
+    channels, extent = widths.first, first.out_height
     variables: list[Variable] = []
-    sites = [_fixed("stem", stem), _fixed("first", replace(first, kernel=3))]
-    channels = widths.first
-    for out_channels, depth, first_stride in zip(widths.stages, DEPTHS, STRIDES, strict=True):
+    sites = [
+        fixed("stem", first, stage="stem"),
+        fixed("first", mbconv(widths.stem, channels, 1, 3, extent, 1, "relu6", batch=batch), stage="stem"),
+    ]
+    for number, (out_channels, depth, first_stride) in enumerate(zip(widths.stages, DEPTHS, STRIDES, strict=True), 1):
         for position in range(depth):
             layer = f"layer{len(variables) + 1}"
-            block = _block(channels, out_channels, extent, stride=first_stride if position == 0 else 1, batch=batch)
+            # What all candidates share; kernel 1 and expansion 1 stand for "not chosen yet".
+            stride = first_stride if position == 0 else 1
+            block = mbconv(channels, out_channels, 1, 1, extent, stride, "relu6", batch=batch)
             variables.append(Variable(name=layer, values=(*CANDIDATES, ZERO) if block.residual else (*CANDIDATES,)))
-            sites.append(Site(name=layer, scope=(layer,), op=partial(_candidate, layer, block)))
+            op = partial(_candidate, layer, block)
+            sites.append(Site(name=layer, scope=(layer,), op=op, stage=f"stage {number}"))
             channels, extent = out_channels, block.out_height
-    head = OpSpec(
-        kind="conv",
-        in_channels=channels,
-        out_channels=widths.head,
-        height=extent,
-        width=extent,
-        act="relu6",
-        batch=batch,
-    )
-    logits = OpSpec(
-        kind="logits", in_channels=widths.head, out_channels=CLASSES, height=extent, width=extent, batch=batch
-    )
-    sites += [_fixed("head", head), _fixed("logits", logits)]
+    sites += [
+        fixed("head", pointwise(channels, widths.head, extent, "relu6", batch), stage="head"),
+        fixed("logits", logits(widths.head, extent, batch), stage="head"),
+    ]
     return SearchSpace(name=name, variables=tuple(variables), sites=tuple(sites))
 
 
-def _block(in_channels: int, out_channels: int, extent: int, *, stride: int, batch: int) -> OpSpec:
-    """The shape all candidates of a layer share; kernel 1 and expansion 1 stand for "not chosen yet"."""
-    return OpSpec(
-        kind="mbconv", in_channels=in_channels, mid_channels=in_channels, out_channels=out_channels,
-        height=extent, width=extent, stride=stride, act="relu6",
-        residual=stride == 1 and in_channels == out_channels, batch=batch,
-    )  # fmt: skip  # one shape, one line
-
-
-# Module-level functions under `partial`, not lambdas: a supernet that holds the space can be pickled.
+# A module-level function under `partial`, not a lambda: a supernet that holds the space can be pickled.
 def _candidate(layer: str, block: OpSpec, assignment: Assignment) -> OpSpec | None:
     chosen = CANDIDATES.get(str(assignment[layer]))
     if chosen is None:
         return None
     return replace(block, kernel=chosen.kernel, mid_channels=make_divisible(block.in_channels * chosen.expand))
-
-
-def _fixed(name: str, op: OpSpec) -> Site:
-    return Site(name=name, scope=(), op=partial(_same, op))
-
-
-def _same(op: OpSpec, assignment: Assignment) -> OpSpec:
-    return op

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,11 +46,15 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A place where one op is chosen; `op` gets an assignment of exactly `scope`. None: nothing runs, it costs 0."""
+    """A place where one op is chosen; `op` gets an assignment of exactly `scope`. None: nothing runs, it costs 0.
+
+    `stage` names the part of the network it belongs to, for people who read a listing; it is no part of a space's key.
+    """
 
     name: str
     scope: tuple[str, ...]
     op: Callable[[Assignment], OpSpec | None]
+    stage: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +121,8 @@ class SearchSpace:
         """
         found: dict[OpSpec, None] = {}
         for site, ops in zip(self.sites, self.site_ops, strict=True):
-            for op, forbidden in zip(ops, self._forbidden_within(site.scope), strict=True):
-                if op is not None and not forbidden:
-                    found[op] = None
+            forbidden = self._forbidden_within(site.scope)
+            found.update((op, None) for op, out in zip(ops, forbidden, strict=True) if op is not None and not out)
         return tuple(found)
 
     def arch_ops(self, encoding: ArrayLike) -> tuple[OpSpec, ...]:
@@ -136,8 +140,9 @@ class SearchSpace:
     # --- Encodings
 
     def encode(self, assignment: Assignment) -> NDArray[np.int16]:
-        """Return the canonical encoding, shape (n_variables,). Inactive variables may be left out of `assignment`.
+        """Return the canonical encoding, shape (n_variables,).
 
+        Variables that are inactive, or have one value only, may be left out of `assignment`.
         Raises UnknownName for an unknown variable, SpecError for an unknown value or an active variable left out.
         """
         strangers = [name for name in assignment if name not in self.positions]
@@ -150,7 +155,7 @@ class SearchSpace:
                 raise SpecError(f"{variable.name} is one of {variable.values}, got {full[variable.name]!r}")
             if not self._is_active(variable, full):
                 full[variable.name] = variable.values[0]
-            elif variable.name not in assignment:
+            elif variable.name not in assignment and len(variable.values) > 1:
                 raise SpecError(f"{variable.name} is active here and needs a value: one of {variable.values}")
         return np.array([v.values.index(full[v.name]) for v in self.variables], dtype=np.int16)
 
@@ -162,7 +167,7 @@ class SearchSpace:
     def canonical(self, archs: NDArray[Any]) -> NDArray[np.int16]:
         """Return the same networks with every inactive variable at its first value, shape (N, n_variables)."""
         fixed = self._check_encodings(archs).astype(np.int16)
-        for number, active in self._gates:
+        for number, active in self.gates:
             rows = active.values[tuple(fixed[:, v] for v in active.scope)]
             fixed[~rows, number] = 0
         return fixed
@@ -195,7 +200,7 @@ class SearchSpace:
     def n_archs(self) -> int:
         """Return the exact number of different networks, an unbounded integer."""
         ones = [Factor(scope=(number,), values=_as_counts(np.ones(size))) for number, size in enumerate(self.sizes)]
-        gates = [_pinned(number, gate, self.sizes[number]) for number, gate in self._gates]
+        gates = [_pinned(number, gate, self.sizes[number]) for number, gate in self.gates]
         allowed = [Factor(scope=f.scope, values=_as_counts(~f.values)) for f in self.forbidden]
         return int(eliminate([*ones, *gates, *allowed], combine=np.multiply, reduce=np.add))
 
@@ -205,23 +210,31 @@ class SearchSpace:
     def forbidden(self) -> tuple[Factor, ...]:
         """One boolean table a constraint: true where all its variables are active and it fails.
 
-        Its scope is the constraint's and that of the gates of its variables.
+        Its scope is the constraint's and that of the gates of its variables, and of theirs, so that it says the same
+        of an assignment and of its canonical form.
         """
-        tables = []
-        for constraint in self.constraints:
-            members = [self.variables[self.positions[name]] for name in constraint.scope]
-            gates = [v.active_when.scope for v in members if v.active_when is not None]
-            scope = tuple(dict.fromkeys([*constraint.scope, *itertools.chain.from_iterable(gates)]))
-            broken = [
-                all(self._is_active(v, a) for v in members)
-                and not constraint.holds({name: a[name] for name in constraint.scope})
-                for a in self._assignments(scope)
-            ]
-            tables.append(self._factor(scope, broken))
-        return tuple(tables)
+        return tuple(self._forbidden_by(constraint) for constraint in self.constraints)
+
+    def _forbidden_by(self, constraint: Condition) -> Factor:
+        names = dict.fromkeys(constraint.scope)
+        for variable in reversed(self.variables):  # gates are earlier variables, so one pass finds chains of them
+            if variable.name in names and variable.active_when is not None:
+                names.update(dict.fromkeys(variable.active_when.scope))
+        members = [variable for variable in self.variables if variable.name in names]
+
+        def broken(a: dict[str, Value]) -> bool:
+            inactive = set()
+            for variable in members:
+                if not self._is_active(variable, a):
+                    a[variable.name] = variable.values[0]
+                    inactive.add(variable.name)
+            active = inactive.isdisjoint(constraint.scope)
+            return active and not constraint.holds({name: a[name] for name in constraint.scope})
+
+        return self._factor(tuple(names), [broken(a) for a in self._assignments(tuple(names))])
 
     @cached_property
-    def _gates(self) -> tuple[tuple[int, Factor], ...]:
+    def gates(self) -> tuple[tuple[int, Factor], ...]:
         """Each gated variable's number with the boolean table of when it is active."""
         return tuple(
             (number, self._factor(gate.scope, [bool(gate.holds(a)) for a in self._assignments(gate.scope)]))
@@ -234,6 +247,8 @@ class SearchSpace:
         columns = {self.positions[name]: number for number, name in enumerate(scope)}
         inside = [factor for factor in self.forbidden if set(factor.scope) <= columns.keys()]
         sizes = [self.sizes[v] for v in columns]
+        if not inside:
+            return [False] * math.prod(sizes)
         return [
             any(factor.values[tuple(cell[columns[v]] for v in factor.scope)] for factor in inside)
             for cell in itertools.product(*map(range, sizes))
