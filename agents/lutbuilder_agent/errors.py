@@ -3,6 +3,7 @@
     LutbuilderError
     +-- SpecError               a value that makes no sense (op, graph, plan, probability)
     |   +-- ShapeError          arrays that do not fit each other
+    |   +-- Infeasible          no arch keeps the limits; names the cheapest there is
     |   +-- UnknownName         a device, space, runtime or op kind nobody registered
     +-- MissingExtra            an optional package is not installed; prints the line to type
     +-- RuntimeUnavailable      the engine is installed but does not run here
@@ -24,6 +25,7 @@
     |   +-- LutConflict         two targets, fingerprints or batch sizes that must not be pooled
     |   +-- LutNotWritable      read-only folder, disk full while publishing
     |   +-- LutNoisy            measured too badly to be published unmarked; --accept-noisy marks it
+    |   +-- BadTable            a published table that breaks its format; nothing of it was imported
     |   +-- OpNotInLut          the table has no row for an op; never answered with 0
     +-- Interrupted             Ctrl-C; what was acknowledged is kept
 
@@ -49,6 +51,10 @@ class SpecError(LutbuilderError, ValueError):
 
 class ShapeError(SpecError):
     code = "bad_shape"
+
+
+class Infeasible(SpecError):
+    code = "infeasible"
 
 
 class UnknownName(SpecError):
@@ -148,6 +154,11 @@ class LutNotWritable(LutError):
 
 class LutNoisy(LutError):
     code = "lut_noisy"
+    exit_status = 65
+
+
+class BadTable(LutError):
+    code = "bad_table"
     exit_status = 65
 
 

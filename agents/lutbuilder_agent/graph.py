@@ -3,6 +3,10 @@
 A graph is declarative data: shapes and layers, no code and no weights. Weights are a pure function of the graph and
 the layer number (`layer_weights`), so that an ONNX file, a TFLite file and a torch module made from one graph compute
 the same function. Batch norm is folded: a conv or linear layer is weights + bias + activation, as engines deploy it.
+
+Kinds, activations and fields are only ever added, and a later field is written only where it says something: the bytes
+of a graph never change, so the format keeps its number. An agent older than what a graph needs refuses it by the name
+of the kind, activation or field it does not know.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lutbuilder_agent.errors import SpecError
 
@@ -19,13 +23,34 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LayerKind = Literal["conv2d", "add", "global_avg_pool", "linear", "identity"]
-Act = Literal["none", "relu", "relu6"]
+LayerKind = Literal[
+    "conv2d",
+    "add",
+    "global_avg_pool",
+    "linear",
+    "identity",
+    "mul",
+    "global_pool",
+    "avg_pool",
+    "max_pool",
+    "channel_shuffle",
+]
+Act = Literal["none", "relu", "relu6", "hswish", "swish", "hsigmoid"]
 GRAPH_FORMAT = "lutbuilder.graph/1"
 LAYER_KINDS: tuple[str, ...] = get_args(LayerKind)
 ACTS: tuple[str, ...] = get_args(Act)
-_WEIGHT_FIELDS = {"out_channels": 0, "kernel": 1, "stride": 1, "groups": 1}
-_USED_FIELDS = {"conv2d": tuple(_WEIGHT_FIELDS), "linear": ("out_channels",)}
+_FIELD_DEFAULTS = {"out_channels": 0, "kernel": 1, "stride": 1, "groups": 1, "padding": -1}
+_USED_FIELDS = {
+    "conv2d": tuple(_FIELD_DEFAULTS),
+    "linear": ("out_channels",),
+    "avg_pool": ("kernel", "stride"),
+    "max_pool": ("kernel", "stride", "padding"),
+    "channel_shuffle": ("groups",),
+}
+_READ_TWO = ("add", "mul")
+_READ_MAPS = ("conv2d", "mul", "global_avg_pool", "global_pool", "avg_pool", "max_pool", "channel_shuffle")
+_NEVER_NEGATIVE = ("relu", "relu6", "hsigmoid")
+_BRANCH_GAIN = 0.25
 _MAX_LAYERS = 4096
 _MAX_EXTENT = 1 << 16
 _POOL_SIZE = 65_537  # a prime: repeats do not line up with channel counts
@@ -35,8 +60,16 @@ _POOL_SIZE = 65_537  # a prime: repeats do not line up with channel counts
 class Layer:
     """One layer. Tensor 0 is the graph's input, layer i writes tensor i + 1; `inputs` names tensors.
 
-    conv2d: symmetric padding (kernel - 1) // 2, so out = (in - 1) // stride + 1 for odd kernels. add: `inputs` are two
-    tensors of one shape. global_avg_pool: (N, C, H, W) -> (N, C). linear: (N, C) -> (N, out_channels).
+    conv2d: `padding` zeros on every side, out = (in + 2 padding - kernel) // stride + 1; -1 means (kernel - 1) // 2, so
+    out = (in - 1) // stride + 1 for odd kernels. max_pool: the same windows, padded with what never wins. With padding
+    it reads what a ReLU left, or the graph's input, to be fed without negative values: so engines may pad with zeros.
+    avg_pool: 2x2 windows, stride 2, the last one cut at the map's edge, so out = (in + 1) // 2.
+    global_avg_pool: (N, C, H, W) -> (N, C). global_pool: (N, C, H, W) -> (N, C, 1, 1). linear: (N, C), or (N, C, H, W)
+    flattened in this order, -> (N, out_channels). add: `inputs` are two tensors of one shape. mul: `inputs` are a map
+    and a gate (N, C, 1, 1). channel_shuffle: channel g * (C / groups) + i goes to i * groups + g (Zhang et al.,
+    ShuffleNet, CVPR 2018, section 3.1).
+    Activations: hswish x * relu6(x + 3) / 6, hsigmoid relu6(x + 3) / 6 (Howard et al., MobileNetV3, ICCV 2019, section
+    5.2), swish x * sigmoid(x).
     """
 
     kind: LayerKind
@@ -46,6 +79,12 @@ class Layer:
     stride: int = 1
     groups: int = 1
     act: Act = "none"
+    padding: int = -1
+
+    @property
+    def side(self) -> int:
+        """Pixels of padding on each side of the map."""
+        return (self.kernel - 1) // 2 if self.padding < 0 else self.padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +110,14 @@ class LayerGraph:
         shapes: list[tuple[int, ...]] = [(self.batch, self.in_channels, self.height, self.width)]
         for number, layer in enumerate(self.layers):
             shapes.append(_output_shape(number, layer, shapes))
+            if layer.kind == "max_pool" and layer.side:
+                _check_never_negative(number, self.layers)
         return tuple(shapes)
+
+    @cached_property
+    def branches(self) -> frozenset[int]:
+        """Tensors that are added to another one: the first input of every add, which lowering makes the block's own."""
+        return frozenset(layer.inputs[0] for layer in self.layers if layer.kind == "add")
 
     @cached_property
     def macs(self) -> int:
@@ -97,7 +143,10 @@ class LayerGraph:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON; `from_bytes` gives an equal graph back."""
-        body = {"format": GRAPH_FORMAT, **asdict(self)}
+        body: dict[str, Any] = {"format": GRAPH_FORMAT, **asdict(self)}
+        for layer in body["layers"]:
+            if layer["padding"] == _FIELD_DEFAULTS["padding"]:
+                del layer["padding"]  # as graphs were written before the field was there: their keys stay
         return json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod
@@ -121,7 +170,7 @@ def weight_shape(graph: LayerGraph, layer: Layer) -> tuple[int, ...] | None:
     if layer.kind == "conv2d":
         return (layer.out_channels, in_channels // layer.groups, layer.kernel, layer.kernel)
     if layer.kind == "linear":
-        return (layer.out_channels, in_channels)
+        return (layer.out_channels, _product(graph.shapes[layer.inputs[0]][1:]))
     return None
 
 
@@ -129,7 +178,9 @@ def layer_weights(graph: LayerGraph, number: int) -> tuple[NDArray[np.float32], 
     """Return (weight, bias) of layer `number`, float32; a pure function of its shape and number.
 
     Values are slices of one fixed normal pool scaled to keep activations near 1 (He et al. 2015): no engine meets
-    denormals or overflow; a whole network costs a copy, not 4 million random draws.
+    denormals or overflow; a whole network costs a copy, not 4 million random draws. A branch that is added to something
+    starts small, or every residual block would double the variance (Zhang et al., Fixup, ICLR 2019): with 26 of them a
+    swish would meet inputs whose exponential is a denormal, which no trained network does.
     """
     import numpy as np
 
@@ -138,7 +189,7 @@ def layer_weights(graph: LayerGraph, number: int) -> tuple[NDArray[np.float32], 
     if shape is None:
         raise SpecError(f"layer {number} ({layer.kind}) has no weights")
     offset = (number * 7919) % _POOL_SIZE
-    scale = np.float32((2.0 / _product(shape[1:])) ** 0.5)
+    scale = np.float32((2.0 / _product(shape[1:])) ** 0.5 * (_BRANCH_GAIN if number + 1 in graph.branches else 1.0))
     weight = _pool_values(offset, _product(shape)).reshape(shape) * scale
     return weight, _pool_values(offset % 1000, layer.out_channels) * np.float32(0.1)
 
@@ -162,43 +213,87 @@ def _weight_pool() -> NDArray[np.float32]:
 
 def _output_shape(number: int, layer: Layer, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     where = f"layer {number} ({layer.kind})"
-    wanted_inputs = 2 if layer.kind == "add" else 1
-    if layer.kind not in LAYER_KINDS:
-        raise SpecError(f"layer {number}: unknown layer kind {layer.kind!r}; known: {', '.join(LAYER_KINDS)}")
-    if layer.act not in ACTS:
-        raise SpecError(f"{where}: unknown activation {layer.act!r}; known: {', '.join(ACTS)}")
+    _check_names(number, layer)
+    wanted_inputs = 2 if layer.kind in _READ_TWO else 1
     if len(layer.inputs) != wanted_inputs or any(type(i) is not int or not 0 <= i < len(shapes) for i in layer.inputs):
         raise SpecError(f"{where}: inputs must be {wanted_inputs} earlier tensors, got {layer.inputs}")
-    for name, default in _WEIGHT_FIELDS.items():
+    for name, default in _FIELD_DEFAULTS.items():
         value = getattr(layer, name)
         if name not in _USED_FIELDS.get(layer.kind, ()) and (type(value) is not int or value != default):
             raise SpecError(f"{where}: has no {name}, got {value!r}")
     source = shapes[layer.inputs[0]]
-    if layer.kind == "add":
-        if shapes[layer.inputs[1]] != source:
-            raise SpecError(f"{where}: shapes differ: {source} and {shapes[layer.inputs[1]]}")
-        return source
-    if layer.kind == "identity":
+    if layer.kind in _READ_MAPS and len(source) != 4:
+        raise SpecError(f"{where}: needs a 4-d input, got {source}")
+    if layer.kind == "add" and shapes[layer.inputs[1]] != source:
+        raise SpecError(f"{where}: shapes differ: {source} and {shapes[layer.inputs[1]]}")
+    if layer.kind == "mul" and shapes[layer.inputs[1]] != (*source[:2], 1, 1):
+        raise SpecError(f"{where}: the gate must be {(*source[:2], 1, 1)}, got {shapes[layer.inputs[1]]}")
+    if layer.kind == "channel_shuffle":
+        _check_extent(f"{where}: groups", layer.groups)
+        if layer.groups == 1 or source[1] % layer.groups:
+            raise SpecError(f"{where}: groups={layer.groups} must be above 1 and divide {source[1]}")
+    if layer.kind in ("add", "mul", "identity", "channel_shuffle"):
         return source
     if layer.kind == "global_avg_pool":
-        if len(source) != 4:
-            raise SpecError(f"{where}: needs a 4-d input, got {source}")
         return source[:2]
-    _check_extent(f"{where}: out_channels", layer.out_channels)
+    if layer.kind == "global_pool":
+        return (*source[:2], 1, 1)
     if layer.kind == "linear":
-        if len(source) != 2:
-            raise SpecError(f"{where}: needs a 2-d input, got {source}")
+        _check_extent(f"{where}: out_channels", layer.out_channels)
         return (source[0], layer.out_channels)
-    if len(source) != 4:
-        raise SpecError(f"{where}: needs a 4-d input, got {source}")
-    for name in ("kernel", "stride", "groups"):
-        _check_extent(f"{where}: {name}", getattr(layer, name))
+    return (source[0], _out_channels(where, layer, source[1]), *_strided(where, layer, source[2:]))
+
+
+def _check_names(number: int, layer: Layer) -> None:
+    # A graph from a newer lutbuilder is how an agent meets a name it does not know.
+    for what, name, known in (("layer kind", layer.kind, LAYER_KINDS), ("activation", layer.act, ACTS)):
+        if name not in known:
+            raise SpecError(
+                f"layer {number}: unknown {what} {name!r}; known: {', '.join(known)}. If a newer lutbuilder made the "
+                "graph, update what reads it: pip install -U lutbuilder-agent"
+            )
+
+
+def _out_channels(where: str, layer: Layer, in_channels: int) -> int:
+    """Return the channels a window layer gives."""
+    if layer.kind != "conv2d":
+        return in_channels
+    _check_extent(f"{where}: out_channels", layer.out_channels)
+    _check_extent(f"{where}: groups", layer.groups)
+    if in_channels % layer.groups or layer.out_channels % layer.groups:
+        raise SpecError(f"{where}: groups={layer.groups} must divide {in_channels} and {layer.out_channels}")
+    return layer.out_channels
+
+
+def _strided(where: str, layer: Layer, extents: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the extents a window layer gives."""
+    _check_extent(f"{where}: kernel", layer.kernel)
+    _check_extent(f"{where}: stride", layer.stride)
+    if layer.kind == "avg_pool":
+        if (layer.kernel, layer.stride) != (2, 2):
+            raise SpecError(f"{where}: kernel and stride must be 2, got {layer.kernel} and {layer.stride}")
+        return tuple((extent + 1) // 2 for extent in extents)
     if layer.kernel % 2 == 0:
         raise SpecError(f"{where}: kernel must be odd, got {layer.kernel}")
-    if source[1] % layer.groups or layer.out_channels % layer.groups:
-        raise SpecError(f"{where}: groups={layer.groups} must divide {source[1]} and {layer.out_channels}")
-    rows, columns = ((extent - 1) // layer.stride + 1 for extent in source[2:])
-    return (source[0], layer.out_channels, rows, columns)
+    if type(layer.padding) is not int or not -1 <= layer.padding < layer.kernel:
+        raise SpecError(f"{where}: padding must be an integer from -1 to {layer.kernel - 1}, got {layer.padding!r}")
+    if layer.kind == "max_pool" and not (layer.kernel > 1 and layer.side <= layer.kernel // 2):
+        raise SpecError(f"{where}: needs a kernel above 1 and no more padding than half of it, got {layer.kernel}")
+    if min(extents) + 2 * layer.side < layer.kernel:
+        raise SpecError(f"{where}: kernel {layer.kernel} is larger than the padded map of {extents}")
+    return tuple((extent + 2 * layer.side - layer.kernel) // layer.stride + 1 for extent in extents)
+
+
+def _check_never_negative(number: int, layers: tuple[Layer, ...]) -> None:
+    tensor = layers[number].inputs[0]
+    while tensor and (layers[tensor - 1].kind, layers[tensor - 1].act) == ("max_pool", "none"):
+        tensor = layers[tensor - 1].inputs[0]
+    if tensor and layers[tensor - 1].act not in _NEVER_NEGATIVE:
+        before = layers[tensor - 1]
+        raise SpecError(
+            f"layer {number} (max_pool): its padding may be zeros, so it reads what a ReLU left, but layer "
+            f"{tensor - 1} ({before.kind}) ends in {before.act}: give that one act relu, or this one padding 0"
+        )
 
 
 def _check_extent(name: str, value: object) -> None:

@@ -17,11 +17,13 @@ from lutbuilder_agent.graph import Layer, LayerGraph, layer_weights
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_ACTS = {
+_ACTS: dict[str, int] = {
     "none": schema.ActivationFunctionType.NONE,
     "relu": schema.ActivationFunctionType.RELU,
     "relu6": schema.ActivationFunctionType.RELU6,
 }
+# Kinds whose operator has a field for the activation.
+_HAS_ACT_FIELD = ("conv2d", "linear", "add", "mul", "max_pool", "avg_pool")
 _DATA_ALIGNMENT = 16  # the schema's force_align of Buffer.data, which the Python generator does not honour
 
 
@@ -127,59 +129,124 @@ class _Buffer(schema.BufferT):  # type: ignore[misc]  # the generated schema has
 
 
 def _append_layer(writer: Writer, graph: LayerGraph, number: int, sources: list[int]) -> int:
-    """Write layer `number` and return the TFLite tensor that holds its output."""
+    """Write layer `number` with its activation and return the TFLite tensor that holds its output."""
     layer = graph.layers[number]
+    op = schema.BuiltinOperator
     shape = _nhwc(graph.shapes[number + 1])
-    act = _ACTS[layer.act]
-    if layer.kind in ("identity", "global_avg_pool"):
+    act = _fused_act(layer)
+    if layer.kind == "identity":
         held = sources[0]
-        if layer.kind == "global_avg_pool":
-            axes = writer.constant(f"axes{number}", np.array([1, 2], np.int32))
-            held = writer.tensor(f"t{number + 1}", shape)
-            writer.operator(
-                schema.BuiltinOperator.MEAN, [sources[0], axes], [held], schema.ReducerOptionsT(keepDims=False)
-            )
-        if layer.act == "none":
-            return held
-        code = schema.BuiltinOperator.RELU if layer.act == "relu" else schema.BuiltinOperator.RELU6
-        output = writer.tensor(f"t{number + 1}_act", shape)
-        writer.operator(code, [held], [output])
-        return output
-    if layer.kind == "add":
-        output = writer.tensor(f"t{number + 1}", shape)
-        options = schema.AddOptionsT(fusedActivationFunction=act)
-        writer.operator(schema.BuiltinOperator.ADD, sources, [output], options)
-        return output
-    weight, bias = layer_weights(graph, number)
-    if layer.kind == "linear":
+    elif layer.kind == "channel_shuffle":
+        held = _append_shuffle(writer, graph, number, sources[0])
+    elif layer.kind in ("global_avg_pool", "global_pool"):
+        axes = writer.constant(f"axes{number}", np.array([1, 2], np.int32))
+        held = writer.tensor(f"t{number + 1}", shape)
+        options = schema.ReducerOptionsT(keepDims=layer.kind == "global_pool")
+        writer.operator(op.MEAN, [sources[0], axes], [held], options)
+    elif layer.kind in ("avg_pool", "max_pool"):
+        held = _append_pool(writer, graph, number, sources[0], act)
+    elif layer.kind in ("add", "mul"):
+        held = writer.tensor(f"t{number + 1}", shape)
+        if layer.kind == "add":
+            writer.operator(op.ADD, sources, [held], schema.AddOptionsT(fusedActivationFunction=act))
+        else:
+            writer.operator(op.MUL, sources, [held], schema.MulOptionsT(fusedActivationFunction=act))
+    elif layer.kind == "linear":
+        weight, bias = layer_weights(graph, number)
+        # A map is flattened by the operator itself, channels last: the weights are put in that order instead.
+        weight = _flat_weights(weight, graph.shapes[layer.inputs[0]])
         operands = [sources[0], writer.constant(f"w{number}", weight), writer.constant(f"b{number}", bias)]
-        output = writer.tensor(f"t{number + 1}", shape)
-        options = schema.FullyConnectedOptionsT(fusedActivationFunction=act)
-        writer.operator(schema.BuiltinOperator.FULLY_CONNECTED, operands, [output], options)
-        return output
-    return _append_conv(writer, graph, number, sources[0], weight, bias)
-
-
-def _append_conv(
-    writer: Writer, graph: LayerGraph, number: int, source: int, weight: NDArray[np.float32], bias: NDArray[np.float32]
-) -> int:
-    layer = graph.layers[number]
-    _, in_channels, *extents = graph.shapes[layer.inputs[0]]
-    pads = [_needed_padding(extent, layer) for extent in extents]
-    if all(before == (before + after) // 2 for before, after in pads):
-        padding = schema.Padding.SAME
+        held = writer.tensor(f"t{number + 1}", shape)
+        writer.operator(
+            op.FULLY_CONNECTED, operands, [held], schema.FullyConnectedOptionsT(fusedActivationFunction=act)
+        )
     else:
-        # SAME puts the odd row at the end, torch and ONNX at the start: other numbers for even maps at stride 2. So the
-        # padding is an op of its own here, which XNNPACK folds back into the convolution.
-        padding = schema.Padding.VALID
-        amounts = writer.constant(f"pads{number}", np.array([(0, 0), *pads, (0, 0)], np.int32))
-        batch, rows, columns, channels = _nhwc(graph.shapes[layer.inputs[0]])
-        shape = (batch, rows + sum(pads[0]), columns + sum(pads[1]), channels)
-        padded = writer.tensor(f"padded{number}", shape)
-        writer.operator(schema.BuiltinOperator.PAD, [source, amounts], [padded], schema.PadOptionsT())
-        source = padded
+        held = _append_conv(writer, graph, number, sources[0], act)
+    return _append_act(writer, layer, number, held, shape)
+
+
+def _fused_act(layer: Layer) -> int:
+    """Return the activation that the layer's own operator applies."""
+    if layer.kind == "conv2d" and layer.act == "hsigmoid":
+        return _ACTS["relu6"]  # the first part of it: `_append_conv` adds the 3, `_append_act` divides by 6
+    fused = layer.kind in _HAS_ACT_FIELD and layer.act in _ACTS
+    return _ACTS[layer.act if fused else "none"]
+
+
+def _append_act(writer: Writer, layer: Layer, number: int, source: int, shape: tuple[int, ...]) -> int:
+    """Write what of the activation the layer's own operator does not apply; return the tensor that holds its output."""
+    op = schema.BuiltinOperator
+
+    def step(name: str, code: int, inputs: list[int], options: Any = None) -> int:
+        output = writer.tensor(f"t{number + 1}_{name}", shape)
+        writer.operator(code, inputs, [output], options)
+        return output
+
+    if layer.act == "none" or (layer.act in _ACTS and layer.kind in _HAS_ACT_FIELD):
+        return source
+    if layer.act in _ACTS:
+        return step("act", op.RELU if layer.act == "relu" else op.RELU6, [source])
+    if layer.act == "hswish":
+        return step("act", op.HARD_SWISH, [source], schema.HardSwishOptionsT())
+    if layer.act == "swish":
+        gate = step("gate", op.LOGISTIC, [source])
+        return step("act", op.MUL, [source, gate], schema.MulOptionsT())
+    if layer.kind != "conv2d":
+        three = writer.constant(f"three{number}", np.array(3.0, np.float32))
+        source = step("upper", op.ADD, [source, three], schema.AddOptionsT(fusedActivationFunction=_ACTS["relu6"]))
+    sixth = writer.constant(f"sixth{number}", np.array(1 / 6, np.float32))
+    return step("act", op.MUL, [source, sixth], schema.MulOptionsT())
+
+
+def _append_shuffle(writer: Writer, graph: LayerGraph, number: int, source: int) -> int:
+    op = schema.BuiltinOperator
+    batch, rows, columns, channels = shape = _nhwc(graph.shapes[number + 1])
+    groups = graph.layers[number].groups
+    split = (batch, rows * columns, groups, channels // groups)
+    swapped = (batch, rows * columns, channels // groups, groups)
+
+    def reshape(name: str, held: int, extents: tuple[int, ...]) -> int:
+        wanted = writer.constant(f"{name}_shape", np.array(extents, np.int32))
+        output = writer.tensor(name, extents)
+        writer.operator(op.RESHAPE, [held, wanted], [output], schema.ReshapeOptionsT(newShape=list(extents)))
+        return output
+
+    held = reshape(f"split{number}", source, split)
+    order = writer.constant(f"order{number}", np.array([0, 1, 3, 2], np.int32))
+    output = writer.tensor(f"swapped{number}", swapped)
+    writer.operator(op.TRANSPOSE, [held, order], [output], schema.TransposeOptionsT())
+    return reshape(f"t{number + 1}", output, shape)
+
+
+def _append_pool(writer: Writer, graph: LayerGraph, number: int, source: int, act: int) -> int:
+    layer = graph.layers[number]
+    op = schema.BuiltinOperator
+    padding = schema.Padding.SAME  # of the average: it cuts the last window at the edge, as the graph does
+    if layer.kind == "max_pool":
+        # Its padding may be zeros (see Layer), which the PAD of Keras's ResNets are; XNNPACK takes no other constant.
+        source, padding = _padded(writer, graph, number, source)
+    options = schema.Pool2DOptionsT(
+        padding=padding,
+        strideH=layer.stride,
+        strideW=layer.stride,
+        filterHeight=layer.kernel,
+        filterWidth=layer.kernel,
+        fusedActivationFunction=act,
+    )
+    output = writer.tensor(f"t{number + 1}", _nhwc(graph.shapes[number + 1]))
+    writer.operator(op.MAX_POOL_2D if layer.kind == "max_pool" else op.AVERAGE_POOL_2D, [source], [output], options)
+    return output
+
+
+def _append_conv(writer: Writer, graph: LayerGraph, number: int, source: int, act: int) -> int:
+    layer = graph.layers[number]
+    in_channels = graph.shapes[layer.inputs[0]][1]
+    weight, bias = layer_weights(graph, number)
+    if layer.act == "hsigmoid":
+        bias = bias + np.float32(3)  # relu6(x + 3) / 6: converters fold the sum into the bias, so it costs nothing
+    source, padding = _padded(writer, graph, number, source)
     strides = {"strideH": layer.stride, "strideW": layer.stride}
-    common = {"padding": padding, "fusedActivationFunction": _ACTS[layer.act], **strides}
+    common = {"padding": padding, "fusedActivationFunction": act, **strides}
     depthwise = layer.groups == in_channels and layer.groups > 1
     options: Any
     if depthwise:
@@ -196,11 +263,40 @@ def _append_conv(
     return output
 
 
-def _needed_padding(extent: int, layer: Layer) -> tuple[int, int]:
+def _padded(writer: Writer, graph: LayerGraph, number: int, source: int) -> tuple[int, int]:
+    """Return the tensor that layer `number` reads, padded if need be, and the padding its operator adds.
+
+    SAME puts the odd row at the end, torch and ONNX at the start: other numbers for even maps at stride 2. So the
+    padding is an op of its own where the two differ, which XNNPACK folds back into a convolution.
+    """
+    layer = graph.layers[number]
+    extents, outs = graph.shapes[layer.inputs[0]][2:], graph.shapes[number + 1][2:]
+    pads = [_needed_padding(extent, out, layer) for extent, out in zip(extents, outs, strict=True)]
+    same = tuple((extent - 1) // layer.stride + 1 for extent in extents) == outs
+    if same and all(before == (before + after) // 2 for before, after in pads):
+        return source, schema.Padding.SAME
+    if not any(map(any, pads)):
+        return source, schema.Padding.VALID
+    amounts = writer.constant(f"pads{number}", np.array([(0, 0), *pads, (0, 0)], np.int32))
+    batch, rows, columns, channels = _nhwc(graph.shapes[layer.inputs[0]])
+    padded = writer.tensor(f"padded{number}", (batch, rows + sum(pads[0]), columns + sum(pads[1]), channels))
+    writer.operator(schema.BuiltinOperator.PAD, [source, amounts], [padded], schema.PadOptionsT())
+    return padded, schema.Padding.VALID
+
+
+def _needed_padding(extent: int, out: int, layer: Layer) -> tuple[int, int]:
     """Return (before, after): the symmetric padding of the graph, less the trailing part that no window reaches."""
-    before = (layer.kernel - 1) // 2
-    reach = (extent - 1) // layer.stride * layer.stride + layer.kernel
-    return before, max(0, reach - extent - before)
+    reach = (out - 1) * layer.stride + layer.kernel
+    return layer.side, max(0, reach - extent - layer.side)
+
+
+def _flat_weights(weight: NDArray[np.float32], source: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return linear weights for an input of shape `source` flattened with its channels last."""
+    if len(source) == 2:
+        return weight
+    maps = weight.reshape(len(weight), *source[1:])
+    flat: NDArray[np.float32] = maps.transpose(0, 2, 3, 1).reshape(len(weight), -1)
+    return flat
 
 
 def _one_element(writer: Writer, source: int, shape: tuple[int, ...]) -> int:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lutbuilder.spaces import SearchSpace
     from lutbuilder.stats.records import OpEstimate
 
-CARRIERS = 16
 _TRIES = 2000  # changes of one choice tried for one carrier
 _NEAR = 0.01  # of the space's range of MACs: near enough to the wanted place
 _BEYOND = 1e15  # MACs no network has, and small enough that a float still tells two networks apart

@@ -116,7 +116,7 @@ def next_knots(
     shapes = shapes_of(space_ops)
     candidates = set(candidates)
     allowed = np.array([op in candidates for op in space_ops], dtype=np.float64)
-    if known:
+    if any(op in known for op in space_ops):  # a table may hold ops of other spaces, too
         told = impute_ops(space_ops, known)
         use = np.array([uses[op] for op in space_ops])
         weight = allowed * use * np.nan_to_num(told.ms, nan=float(np.nanmax(told.ms)))
@@ -302,7 +302,8 @@ def shapes_of(ops: Sequence[OpSpec]) -> Shapes:
 
 def _kind(op: OpSpec) -> tuple[object, ...]:
     groups = "depthwise" if _is_depthwise(op) else op.groups
-    return (op.kind, op.kernel, groups, op.act, op.residual, op.se, op.w_bits, op.a_bits, op.batch)
+    joins = (op.residual, op.shortcut)
+    return (op.kind, op.kernel, op.padding, groups, op.act, joins, op.se, op.w_bits, op.a_bits, op.batch)
 
 
 @lru_cache(maxsize=1 << 17)  # a grid of 16 thousand ops, in five tiles
@@ -318,7 +319,15 @@ def _tiled(op: OpSpec, tile: int) -> OpSpec:
     if op.groups > 1 and not _is_depthwise(op):
         return op
     widths = {name: -(-getattr(op, name) // tile) * tile for name in ("in_channels", "mid_channels", "out_channels")}
-    return replace(op, **widths, groups=widths["in_channels"] if _is_depthwise(op) else 1)
+    # Two widths of one tile are equal as tiles: a shortcut between them is the input itself.
+    equal = op.stride == 1 and widths["in_channels"] == widths["out_channels"]
+    return replace(
+        op,
+        **widths,
+        groups=widths["in_channels"] if _is_depthwise(op) else 1,
+        shortcut=op.shortcut and not equal,
+        residual=op.residual or (op.shortcut and equal),
+    )
 
 
 def _is_depthwise(op: OpSpec) -> bool:

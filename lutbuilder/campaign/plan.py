@@ -98,18 +98,17 @@ def pairs(ops: Iterable[OpSpec], *, per_shape: int = PAIRS_PER_SHAPE) -> tuple[t
     The cheapest ones: the overhead is a difference of times, and the smaller they are the better it is known. Each pair
     of a shape has a first and a second op as different as possible from the pairs before it.
     """
-    from lutbuilder.lower import lower
+    from lutbuilder.lower import feeds, lower
 
     ops = [op for op in dict.fromkeys(ops) if op.kind != "identity"]
     macs = {op: lower(op).macs for op in ops}
     giving: dict[Shape, list[OpSpec]] = defaultdict(list)
     for op in ops:
-        if op.kind != "logits":
-            giving[output_shape(op)].append(op)
+        giving[output_shape(op)].append(op)
     found: list[tuple[OpSpec, OpSpec]] = []
     for shape in dict.fromkeys(input_shape(op) for op in ops):
         taking = sorted((op for op in ops if input_shape(op) == shape), key=macs.__getitem__)
-        following = ((a, b) for a in giving[shape] for b in taking)
+        following = ((a, b) for a in giving[shape] for b in taking if feeds(a, b))
         left = sorted(following, key=lambda pair: macs[pair[0]] + macs[pair[1]])[: 4 * per_shape]
         used: dict[OpSpec, int] = defaultdict(int)
         for _ in range(min(per_shape, len(left))):

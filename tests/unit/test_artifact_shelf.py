@@ -85,5 +85,5 @@ def test_what_was_never_named_is_unknown_and_what_cannot_be_lowered_is_refused()
     shelf = ArtifactShelf()
     with pytest.raises(UnknownName, match="ask for a lease again"):
         shelf.fetch("0" * 64)
-    with pytest.raises(SpecError, match="not lowered yet"):
+    with pytest.raises(SpecError, match="no engine here runs"):
         shelf.ref(_op(1, se=True), "onnx")

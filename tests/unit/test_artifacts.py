@@ -121,6 +121,28 @@ def test_an_onnx_mbconv_is_plain_convs_clips_and_an_add() -> None:
     assert attributes == {"kernel_shape": [5, 5], "strides": [1, 1], "pads": [2, 2, 2, 2], "group": 24}
 
 
+SE = lower(OpSpec(**{**MBCONV, "act": "hswish", "se": True, "se_channels": 4}))
+SWISH = lower(OpSpec(**{**MBCONV, "act": "swish", "stride": 2, "shortcut": True, "out_channels": 12}))
+SHUFFLE = lower(OpSpec(**{**MBCONV, "groups": 2}))
+MAX_POOL: dict[str, Any] = {"kind": "max_pool", "in_channels": 4, "out_channels": 4, "kernel": 3, "stride": 2}
+
+
+def onnx_names(graph: LayerGraph) -> list[str]:
+    return [node.op_type for node in onnx.load_from_string(build(graph, "onnx")).graph.node]
+
+
+def test_onnx_has_its_own_operators_for_what_blocks_are_made_of() -> None:
+    squeeze = ["GlobalAveragePool", "Conv", "Relu", "Conv", "HardSigmoid", "Mul"]
+    assert onnx_names(SE) == ["Conv", "HardSwish", "Conv", "HardSwish", *squeeze, "Conv"]
+    swish = ["Conv", "Sigmoid", "Mul"]
+    assert onnx_names(SWISH) == [*swish, *swish, "Conv", "AveragePool", "Conv", "Add"]
+    shuffle = ["Reshape", "Transpose", "Reshape"]
+    assert onnx_names(SHUFFLE) == ["Conv", "Clip", *shuffle, "Conv", "Clip", "Conv"]
+    linear = OpSpec(kind="linear", in_channels=8, out_channels=5, height=3, width=3, act="relu")
+    assert onnx_names(lower(linear)) == ["Flatten", "Gemm", "Relu"]
+    assert onnx_names(lower(OpSpec(**MAX_POOL, height=8, width=8))) == ["MaxPool"]
+
+
 def test_onnx_initializers_are_the_weights_of_the_graph() -> None:
     model = onnx.load_from_string(build(GRAPH, "onnx"))
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -194,6 +216,61 @@ def test_tflite_pads_by_an_op_of_its_own_only_where_same_is_not_symmetric(
     assert names == (["PAD"] if padded else []) + ["DEPTHWISE_CONV_2D" if groups > 1 else "CONV_2D"]
     padding = model.subgraphs[0].operators[-1].builtinOptions.padding
     assert padding == (schema.Padding.VALID if padded else schema.Padding.SAME)
+
+
+def test_tflite_has_its_own_operators_for_what_blocks_are_made_of() -> None:
+    gate = [
+        "MEAN",
+        "CONV_2D",
+        "CONV_2D",
+        "MUL",
+        "MUL",
+    ]  # the hard sigmoid: relu6 in the convolution, then a sixth of it
+    assert parsed(SE)[1] == ["CONV_2D", "HARD_SWISH", "DEPTHWISE_CONV_2D", "HARD_SWISH", *gate, "CONV_2D"]
+    swish = ["LOGISTIC", "MUL"]
+    _, names = parsed(SWISH)
+    padded = ["PAD", "DEPTHWISE_CONV_2D"]
+    assert names == ["CONV_2D", *swish, *padded, *swish, "CONV_2D", "AVERAGE_POOL_2D", "CONV_2D", "ADD"]
+    shuffle = ["RESHAPE", "TRANSPOSE", "RESHAPE"]
+    assert parsed(SHUFFLE)[1] == ["CONV_2D", *shuffle, "DEPTHWISE_CONV_2D", "CONV_2D"]
+    linear = OpSpec(kind="linear", in_channels=8, out_channels=5, height=3, width=3, act="relu")
+    assert parsed(lower(linear))[1] == ["FULLY_CONNECTED"]
+
+
+def test_a_tflite_hard_sigmoid_finds_its_3_in_the_bias() -> None:
+    model, _ = parsed(SE)
+    tensors = {tensor.name.decode(): tensor for tensor in model.subgraphs[0].tensors}
+    bias = np.frombuffer(bytes(model.buffers[tensors["b4"].buffer].data), "<f4")
+    np.testing.assert_array_equal(bias, layer_weights(SE, 4)[1] + np.float32(3))
+
+
+def test_tflite_linear_weights_of_a_map_are_in_the_order_of_its_channels_last() -> None:
+    graph = lower(OpSpec(kind="linear", in_channels=2, out_channels=5, height=3, width=4))
+    model, _ = parsed(graph)
+    (weight,) = (tensor for tensor in model.subgraphs[0].tensors if tensor.name == b"w0")
+    found = np.frombuffer(bytes(model.buffers[weight.buffer].data), "<f4").reshape(5, 3, 4, 2)
+    np.testing.assert_array_equal(found, layer_weights(graph, 0)[0].reshape(5, 2, 3, 4).transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("op", "names", "padding"),
+    [
+        ({**MAX_POOL, "height": 8, "width": 8}, ["PAD", "MAX_POOL_2D"], "VALID"),
+        ({**MAX_POOL, "height": 7, "width": 7}, ["MAX_POOL_2D"], "SAME"),  # an odd map: SAME is symmetric
+        ({**MAX_POOL, "height": 55, "width": 55, "padding": 0}, ["MAX_POOL_2D"], "VALID"),
+        (
+            {**MAX_POOL, "kind": "conv", "kernel": 11, "stride": 4, "padding": 2, "height": 24, "width": 24},
+            ["PAD", "CONV_2D"],
+            "VALID",
+        ),
+        ({**MAX_POOL, "kind": "conv", "padding": 0, "height": 9, "width": 9}, ["CONV_2D"], "VALID"),
+    ],
+    ids=["resnet-pool", "odd-pool", "alexnet-pool", "alexnet-conv", "unpadded-conv"],
+)
+def test_tflite_pads_as_much_as_told(op: dict[str, Any], names: list[str], padding: str) -> None:
+    model, found = parsed(lower(OpSpec(**op)))
+    assert found == names
+    assert model.subgraphs[0].operators[-1].builtinOptions.padding == getattr(schema.Padding, padding)
 
 
 def test_tflite_constants_lie_on_16_byte_boundaries() -> None:

@@ -81,13 +81,23 @@ def test_a_field_of_another_kind_never_slips_through(graph: LayerGraph, field: s
         ((Layer(kind="add", inputs=(0,)),), "2 earlier tensors"),
         ((Layer(kind="identity", inputs=(1,)),), "1 earlier tensors"),
         ((CONV, Layer(kind="add", inputs=(0, 1))), "shapes differ"),
-        ((Layer(kind="linear", inputs=(0,), out_channels=3),), "2-d input"),
         ((Layer(kind="conv2d", inputs=(0,)),), "out_channels must be an integer from 1"),
         ((Layer(kind="conv2d", inputs=(0,), out_channels=4, kernel=2),), "kernel must be odd"),
         ((Layer(kind="conv2d", inputs=(0,), out_channels=4, groups=3),), "groups=3 must divide"),
         ((Layer(kind="conv2d", inputs=(0,), out_channels=4, stride=0),), "stride must be"),
         ((Layer(kind="add", inputs=(0, 0), out_channels=4),), "has no out_channels, got 4"),
         ((Layer(kind="global_avg_pool", inputs=(0,)), Layer(kind="global_avg_pool", inputs=(1,))), "4-d input"),
+        ((Layer(kind="softmax", inputs=(0,)),), "pip install -U lutbuilder-agent"),  # type: ignore[arg-type]  # the claim
+        ((Layer(kind="conv2d", inputs=(0,), out_channels=4, kernel=3, padding=3),), "padding must be .* from -1 to 2"),
+        ((Layer(kind="conv2d", inputs=(0,), out_channels=4, kernel=9, padding=0),), "larger than the padded map"),
+        ((Layer(kind="linear", inputs=(0,), out_channels=4, padding=0),), "has no padding, got 0"),
+        ((Layer(kind="mul", inputs=(0, 0)),), r"the gate must be \(2, 4, 1, 1\), got \(2, 4, 7, 8\)"),
+        ((Layer(kind="channel_shuffle", inputs=(0,), groups=3),), "groups=3 must be above 1 and divide 4"),
+        ((Layer(kind="channel_shuffle", inputs=(0,)),), "groups=1 must be above 1"),
+        ((Layer(kind="avg_pool", inputs=(0,), kernel=3, stride=3),), "kernel and stride must be 2, got 3 and 3"),
+        ((Layer(kind="max_pool", inputs=(0,), kernel=1),), "kernel above 1"),
+        ((Layer(kind="max_pool", inputs=(0,), kernel=3, padding=2),), "no more padding than half"),
+        ((CONV, Layer(kind="max_pool", inputs=(1,), kernel=3)), r"layer 0 \(conv2d\) ends in none: give that one act"),
     ],
 )
 def test_nonsense_is_refused_in_words(layers: tuple[Layer, ...], words: str) -> None:
@@ -106,6 +116,42 @@ def test_shapes_macs_and_params_count_what_they_say() -> None:
     assert graph.shapes == ((2, 4, 7, 8), (2, 6, 4, 4), (2, 6, 4, 4), (2, 6, 4, 4), (2, 6), (2, 10))
     assert graph.macs == 2 * (16 * 6 * 4 * 9 + 16 * 6 * 25 + 6 * 10)
     assert graph.params == (6 * 4 * 9 + 6) + (6 * 25 + 6) + (6 * 10 + 10)
+
+
+def test_windows_shrink_a_map_by_the_rule_of_their_kind() -> None:
+    graph = graph_of(
+        Layer(kind="conv2d", inputs=(0,), out_channels=8, kernel=11, stride=4, padding=2, act="relu"),
+        Layer(kind="max_pool", inputs=(1,), kernel=3, stride=2, padding=0),
+        Layer(kind="max_pool", inputs=(1,), kernel=3, stride=2),
+        Layer(kind="avg_pool", inputs=(1,), kernel=2, stride=2),
+        Layer(kind="channel_shuffle", inputs=(4,), groups=4),
+        Layer(kind="global_pool", inputs=(5,)),
+        Layer(kind="mul", inputs=(5, 6)),
+        Layer(kind="linear", inputs=(7,), out_channels=3),
+        height=224,
+        width=223,
+    )
+    assert [shape[1:] for shape in graph.shapes[1:]] == [
+        (8, 55, 55), (8, 27, 27), (8, 28, 28), (8, 28, 28), (8, 28, 28), (8, 1, 1), (8, 28, 28), (3,)
+    ]  # fmt: skip  # one layer, one shape
+    assert graph.macs == 2 * (55 * 55 * 8 * 4 * 121 + 8 * 28 * 28 * 3)
+    assert graph.params == (8 * 4 * 121 + 8) + (8 * 28 * 28 * 3 + 3)
+
+
+def test_a_padded_max_pool_reads_what_a_relu_left_through_other_max_pools_too() -> None:
+    pool = Layer(kind="max_pool", inputs=(1,), kernel=3)
+    again = Layer(kind="max_pool", inputs=(2,), kernel=3)
+    relu = Layer(kind="conv2d", inputs=(0,), out_channels=6, kernel=3, stride=2, act="relu")
+    assert graph_of(relu, pool, again).shapes[-1] == (2, 6, 4, 4)
+    with pytest.raises(SpecError, match=r"layer 2 \(max_pool\): .* layer 0 \(conv2d\) ends in none"):
+        graph_of(CONV, Layer(kind="max_pool", inputs=(1,), kernel=3, padding=0), again)
+
+
+def test_a_graph_keeps_the_bytes_it_had_before_layers_had_padding() -> None:
+    assert b"padding" not in graph_of(CONV).to_bytes()
+    assert graph_of(CONV).key == "835342817395f5bdc88501ff3b7163bed3f0c1e0775b4914b43442639e861c21"
+    told = Layer(kind="conv2d", inputs=(0,), out_channels=6, kernel=3, stride=2, padding=0)
+    assert json.loads(graph_of(told).to_bytes())["layers"][0]["padding"] == 0
 
 
 @given(layer_graphs())

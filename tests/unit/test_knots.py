@@ -80,6 +80,11 @@ def test_knots_are_taken_from_the_candidates_only():
     assert set(next_knots(OPS, allowed, measured(OPS[1::3]), USES, 50)) <= set(allowed)
 
 
+def test_what_was_measured_of_another_space_says_nothing_of_this_one():
+    others = [op for op in spaces.get("proxyless").ops() if op not in set(OPS)]
+    assert next_knots(OPS, OPS, measured(others), USES, 50) == next_knots(OPS, OPS, {}, USES, 50)
+
+
 def test_later_knots_are_those_that_networks_use_and_that_cost_them_most():
     first = next_knots(OPS, OPS, {}, USES, 60)
     rest = [op for op in OPS if op not in set(first)]
@@ -194,3 +199,14 @@ def test_shapes_tell_ops_apart_by_their_sizes_and_group_them_by_all_else():
     assert work[:, 0, 4].tolist() == [24 * 40 * 196.0] * 5
     assert work[:, 0, 9].tolist() == [i * o * 196.0 for i, o in ((24, 40), (24, 40), (32, 48), (32, 64), (64, 64))]
     assert work[:, 1, 9].tolist() == [c * 9 * 49.0 for c in (24, 24, 32, 32, 64)]
+
+
+def test_a_shortcut_between_widths_of_one_tile_needs_no_convolution_there():
+    op = OpSpec(
+        kind="mbconv", in_channels=24, out_channels=32, height=14, width=14, mid_channels=96, kernel=3, shortcut=True
+    )  # fmt: skip  # one block, one line
+    params = shapes_of([op]).work[:, 0, 8].tolist()
+    padded = [(24, 96, 32), (24, 96, 32), (32, 96, 32), (32, 96, 32), (64, 128, 64)]
+    convs = [i * m + m * 9 + m * o + (i * o if i != o else 0) for i, m, o in padded]
+    biases = [2 * m + o + (o if i != o else 0) for i, m, o in padded]
+    assert params == [float(weights + bias) for weights, bias in zip(convs, biases, strict=True)]

@@ -20,7 +20,7 @@ from lutbuilder.campaign.plan import (
     overhead_op,
     pairs,
 )
-from lutbuilder.lower import lower, lower_network
+from lutbuilder.lower import feeds, lower, lower_network
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import UnknownName
 from lutbuilder_agent.runtimes import RUNTIMES
@@ -76,10 +76,7 @@ def test_pairs_of_any_ops_can_run_as_one_graph(ops, per_shape):
     counts = Counter(input_shape(second) for _, second in found)
     assert max(counts.values(), default=0) <= per_shape
     real = [op for op in ops if op.kind != "identity"]
-    can_follow = {
-        input_shape(b) for a in real for b in real if a.kind != "logits" and output_shape(a) == input_shape(b)
-    }
-    assert set(counts) == can_follow
+    assert set(counts) == {input_shape(b) for a in real for b in real if feeds(a, b)}
 
 
 @pytest.mark.parametrize("space", SPACES)

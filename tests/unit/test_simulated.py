@@ -29,6 +29,23 @@ MBCONV = OpSpec(
     residual=True,
 )
 LOGITS = OpSpec(kind="logits", in_channels=16, out_channels=10, height=16, width=16)
+# One of everything that a network of the presets has, each taking what the one before it gives.
+BLOCKS = (
+    STEM,
+    OpSpec(kind="max_pool", in_channels=16, out_channels=16, height=16, width=16, kernel=3, stride=2),
+    OpSpec(
+        kind="mbconv", in_channels=16, out_channels=24, height=8, width=8, mid_channels=48, kernel=3, stride=2,
+        act="swish", se=True, shortcut=True, groups=2,
+    ),
+    OpSpec(
+        kind="bottleneck", in_channels=24, out_channels=24, height=4, width=4, mid_channels=8, kernel=3, act="relu",
+        residual=True,
+    ),
+    OpSpec(kind="global_pool", in_channels=24, out_channels=24, height=4, width=4),
+    OpSpec(kind="conv", in_channels=24, out_channels=32, height=1, width=1, act="hswish"),
+    OpSpec(kind="linear", in_channels=32, out_channels=20, height=1, width=1, act="relu"),
+    OpSpec(kind="logits", in_channels=20, out_channels=10, height=1, width=1),
+)  # fmt: skip  # one network, few lines
 EMPTY = OpSpec(kind="identity", in_channels=16, out_channels=16, height=16, width=16)
 QUIET = {"noise_sigma": "0"}
 
@@ -41,8 +58,8 @@ def samples_ns(
     return np.array([prepared.timed_call() for _ in range(count)])
 
 
-def test_the_truth_of_a_network_is_the_sum_of_its_ops_less_all_but_one_overhead() -> None:
-    ops = [STEM, MBCONV, MBCONV, LOGITS]
+@pytest.mark.parametrize("ops", [(STEM, MBCONV, MBCONV, LOGITS), BLOCKS], ids=["mobilenet", "every kind"])
+def test_the_truth_of_a_network_is_the_sum_of_its_ops_less_all_but_one_overhead(ops: tuple[OpSpec, ...]) -> None:
     overhead_ns = true_ns(lower(EMPTY))
     parts = sum(true_ns(lower(op)) - overhead_ns for op in ops)
     assert true_ns(lower_network(ops)) == pytest.approx(parts + overhead_ns, rel=1e-12)
@@ -62,6 +79,22 @@ def test_more_work_takes_longer() -> None:
     larger = OpSpec(**{**MBCONV.canonical(), "kernel": 7})
     assert true_ns(lower(MBCONV)) < true_ns(lower(larger))
     assert true_ns(lower(MBCONV)) < true_ns(lower(wider))
+
+
+def test_an_activation_that_engines_do_not_fuse_costs_a_pass_over_the_map() -> None:
+    linear, relu, hswish, swish = (
+        true_ns(lower(OpSpec(**{**STEM.canonical(), "act": act}))) for act in ("none", "relu", "hswish", "swish")
+    )
+    assert linear == relu < hswish == swish
+
+
+def test_only_a_depthwise_convolution_pays_for_reusing_nothing() -> None:
+    def per_mac(groups: int) -> float:
+        graph = lower(OpSpec(**{**STEM.canonical(), "in_channels": 16, "groups": groups}))
+        return (true_ns(graph) - true_ns(lower(EMPTY))) / graph.macs
+
+    assert per_mac(1) < per_mac(2) < 1.5 * per_mac(1)
+    assert per_mac(16) > 4 * per_mac(1)
 
 
 def test_without_noise_every_sample_is_the_truth() -> None:

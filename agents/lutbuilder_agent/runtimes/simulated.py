@@ -73,6 +73,7 @@ OPTIONS: Mapping[str, str] = {
 _NS_PER_MAC = 0.05  # 20 GMAC/s, about one core with AVX2
 _DEPTHWISE_FACTOR = 4.0  # a depthwise MAC reuses nothing
 _NS_PER_BYTE = 0.02  # 50 GB/s of cache
+_SEPARATE_ACTS = ("hswish", "swish")  # most engines do not fuse these into a layer: another pass over its output
 _LOWEST: Mapping[str, float] = {  # every number's least value; those not named here are at least 0
     "speed": 1e-6,
     "clock_ratio": 1.0,
@@ -207,8 +208,10 @@ def _layer_ns(graph: LayerGraph, number: int, layer: Layer) -> float:
     shape = weight_shape(graph, layer)
     weights = math.prod(shape) if shape else 0
     moved = math.prod(output) + sum(math.prod(graph.shapes[source]) for source in layer.inputs) + weights
+    if layer.act in _SEPARATE_ACTS:
+        moved += 2 * math.prod(output)
     macs = weights * output[0] * math.prod(output[2:])
-    depthwise = layer.kind == "conv2d" and layer.groups > 1
+    depthwise = layer.kind == "conv2d" and layer.groups == graph.shapes[layer.inputs[0]][1] > 1
     return macs * _NS_PER_MAC * (_DEPTHWISE_FACTOR if depthwise else 1.0) + 4 * moved * _NS_PER_BYTE
 
 

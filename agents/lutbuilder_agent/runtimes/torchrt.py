@@ -98,36 +98,65 @@ def _module(graph: LayerGraph, *, place: Callable[[NDArray[np.float32]], Tensor]
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return a + b
 
+    class Mul(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a * b
+
     class GlobalAvgPool(nn.Module):
+        def __init__(self, keeps_map: bool) -> None:
+            super().__init__()
+            self.keeps_map = keeps_map
+
         def forward(self, x: Tensor) -> Tensor:
-            return x.mean((2, 3))
+            return x.mean((2, 3), keepdim=self.keeps_map)
 
     def layer_module(number: int) -> nn.Module:
         layer = graph.layers[number]
+        if layer.kind in ("conv2d", "linear"):
+            return weighted_module(number)
         if layer.kind == "add":
             return Add()
-        if layer.kind == "global_avg_pool":
-            return GlobalAvgPool()
-        if layer.kind == "identity":
-            return nn.Identity()  # hands its input on: what is timed is the call alone, nothing is copied
-        in_channels = graph.shapes[layer.inputs[0]][1]
+        if layer.kind == "mul":
+            return Mul()
+        if layer.kind in ("global_avg_pool", "global_pool"):
+            return GlobalAvgPool(keeps_map=layer.kind == "global_pool")
+        if layer.kind == "avg_pool":
+            return nn.AvgPool2d(layer.kernel, layer.stride, ceil_mode=True, count_include_pad=False)
+        if layer.kind == "max_pool":
+            return nn.MaxPool2d(layer.kernel, layer.stride, padding=layer.side)
+        if layer.kind == "channel_shuffle":
+            return nn.ChannelShuffle(layer.groups)
+        return nn.Identity()  # hands its input on: what is timed is the call alone, nothing is copied
+
+    def weighted_module(number: int) -> nn.Module:
+        layer = graph.layers[number]
+        source = graph.shapes[layer.inputs[0]]
+        weight, bias = layer_weights(graph, number)
+        # device="meta": no random initialisation, the weights are the graph's.
         module: nn.Conv2d | nn.Linear
         if layer.kind == "linear":
-            module = nn.Linear(in_channels, layer.out_channels, device="meta")
+            module = nn.Linear(weight.shape[1], layer.out_channels, device="meta")
         else:
             module = nn.Conv2d(
-                in_channels,
+                source[1],
                 layer.out_channels,
                 layer.kernel,
                 stride=layer.stride,
-                padding=(layer.kernel - 1) // 2,
+                padding=layer.side,
                 groups=layer.groups,
-                device="meta",  # no random initialisation: the weights are the graph's
+                device="meta",
             )
-        weight, bias = layer_weights(graph, number)
         module.weight = nn.Parameter(place(weight), requires_grad=False)
         module.bias = nn.Parameter(place(bias), requires_grad=False)
-        return module
+        return nn.Sequential(nn.Flatten(), module) if layer.kind == "linear" and len(source) == 4 else module
+
+    acts: dict[str, Callable[..., nn.Module]] = {
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "hswish": nn.Hardswish,
+        "swish": nn.SiLU,
+        "hsigmoid": nn.Hardsigmoid,
+    }
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -140,8 +169,8 @@ def _module(graph: LayerGraph, *, place: Callable[[NDArray[np.float32]], Tensor]
                 released = tuple(tensor for tensor, reader in last_read.items() if reader == number)
                 self.plan.append((layer_module(number), layer.inputs, number + 1, released))
                 if layer.act != "none":
-                    # In place, as models ship it; only an identity has no output of its own to work in.
-                    act = (nn.ReLU if layer.act == "relu" else nn.ReLU6)(inplace=layer.kind != "identity")
+                    # In place, as models ship it; an identity, or a shuffle of nothing, has no output of its own.
+                    act = acts[layer.act](inplace=layer.kind not in ("identity", "channel_shuffle"))
                     self.plan.append((act, (number + 1,), number + 1, ()))
             self.parts.extend(module for module, _, _, _ in self.plan)
 
