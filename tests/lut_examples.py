@@ -84,10 +84,12 @@ _TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 def rows(draw: st.DrawFn) -> Row:
     """Any row that is allowed."""
     status = draw(st.sampled_from(EXEC_STATUSES))
+    evidence = draw(st.sampled_from(EVIDENCES))
     columns: dict[str, Any] = {
         "exec_status": status,
-        "evidence": draw(st.sampled_from(EVIDENCES)),
-        "method": draw(st.sampled_from(METHODS)),
+        "evidence": evidence,
+        "method": draw(st.sampled_from([*METHODS, None] if evidence == "imported" else METHODS)),
+        "cycles": draw(st.none() | _COUNT),
         "cache": draw(st.none() | st.sampled_from(CACHES)),
         "bimodal": draw(st.none() | st.booleans()),
         "settled": draw(st.none() | st.booleans()),
@@ -103,7 +105,16 @@ def rows(draw: st.DrawFn) -> Row:
         columns[name] = draw(st.none() | _COUNT)
     for name in ("n_visits", "n_rounds", "n_instances", "n_sessions"):
         columns[name] = draw(_COUNT)
-    if status in WITHOUT_LATENCY:
+    if evidence == "imported":
+        for name in ("format", "file", "sha256", "key", "unit"):
+            columns[f"imported_{name}"] = draw(st.none() | _TEXT)
+        columns |= {
+            "imported_value": draw(st.none() | st.floats(-1e9, 1e9)),
+            "imported_count": draw(st.none() | st.integers(1, 2**63 - 1)),
+            "imported_std_ms": draw(st.none() | st.floats(0, 1e9)),
+            "dispersion_note": draw(st.none() | _TEXT),
+        }
+    if status in WITHOUT_LATENCY or (columns["cycles"] is not None and draw(st.booleans())):
         columns |= {"latency_ms": None, "reason": draw(_TEXT.filter(bool))}
     else:
         low, middle, high = sorted(draw(st.tuples(_MS, _MS, _MS)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "agents")]
@@ -39,10 +40,20 @@ WIDER = replace(BLOCK, mid_channels=48)
 FOUR_BITS = replace(STEM, w_bits=4)
 EMPTY = OpSpec(kind="identity", in_channels=3, out_channels=3, height=224, width=224)
 CRASHED = OpSpec(kind="logits", in_channels=1280, out_channels=1000, height=7, width=7)
+SQUEEZED = replace(BLOCK, se=True, se_channels=16, act="swish", shortcut=True)
+UNEXPANDED = replace(BLOCK, mid_channels=16, expand_conv=True, groups=2, act="relu")
+LARGE = OpSpec(kind="conv", in_channels=3, out_channels=64, height=224, width=224, kernel=11, stride=4, padding=2)
+HEAD = OpSpec(kind="lump", in_channels=3, out_channels=16, height=224, width=224, stride=2)
+
+
+def imported(op: OpSpec, **columns: Any) -> Row:
+    """A row of a published table."""
+    origin = {"imported_format": "haq-npy", "imported_file": "golden.npy", "imported_sha256": "ef" * 32}
+    return Row.of(op, evidence="imported", **origin, **columns)
 
 
 def rows() -> list[Row]:
-    """One row of every status that a campaign gives, every column of the schema filled somewhere."""
+    """One row of every status that a campaign or an import gives, every column of the schema filled somewhere."""
     measured = Row.of(
         STEM,
         latency_ms=1.25,
@@ -109,6 +120,23 @@ def rows() -> list[Row]:
         ),
         Row.of(EMPTY, latency_ms=0.0625, n_visits=60, n_rounds=20, n_instances=6, n_sessions=2, method="context"),
         Row.of(CRASHED, latency_ms=None, exec_status="failed", reason="crashed: signal 11", method="context"),
+        Row.of(SQUEEZED, latency_ms=4.25, n_visits=6, n_rounds=6, n_instances=3, n_sessions=1, method="context"),
+        Row.of(UNEXPANDED, latency_ms=1.0625, n_visits=6, n_rounds=6, n_instances=3, n_sessions=1, method="context"),
+        imported(LARGE, latency_ms=None, cycles=200720, reason="no clock given", method="isolated"),
+        imported(
+            HEAD,
+            latency_ms=0.2958984375,
+            latency_lo_ms=0.25,
+            latency_hi_ms=0.341796875,
+            energy_mj=0.5,
+            method=None,
+            imported_key="head",
+            imported_value=295.8984375,
+            imported_unit="us",
+            imported_count=982,
+            imported_std_ms=0.0625,
+            dispersion_note="var_unverified; ddof=unknown",
+        ),
     ]
 
 
@@ -117,11 +145,11 @@ def meta() -> LutMeta:
     return LutMeta(
         target=Target(device="golden-cpu", runtime="onnxruntime"),
         fingerprint=Fingerprint(
-            device="golden-cpu", facts=(("flags", "avx2 fma"), ("kernel", "6.1.0"), ("model", "Golden 2"))
+            device="golden-cpu", facts=(("flags", "avx2 fma"), ("kernel", "6.1.0"), ("model", "Golden 3"))
         ),
         runtime_version="1.31.1",
         plan=Plan(runtime="onnxruntime", cache="rotating", train_ops=12, instances=3, seed=7, options=(("spin", "0"),)),
-        tool_version="0.2.0",
+        tool_version="0.3.0",
         created="2026-01-31T12:00:00Z",
         version=2,
         parent_version=1,

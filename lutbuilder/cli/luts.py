@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lutbuilder.cli import interchange
 from lutbuilder.cli.console import Debug, Json, LutsFolder, emit_json, errors_shown, pairs, say, table
 from lutbuilder.cli.values import duration_text, fraction, percent_text
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from lutbuilder.stats.sessions import SessionReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.command("import")(interchange.import_)
+app.command("export")(interchange.export)
+app.command("formats")(interchange.formats)
 
 
 @app.callback()
 def luts() -> None:
-    """List tables, show one, check them, compare two.
+    """List tables, show one, check them, compare two, read and write published ones.
 
     \b
     Examples:
@@ -31,6 +35,7 @@ def luts() -> None:
       lutbuilder luts show luts/<device>/onnxruntime-fp32-bs1
       lutbuilder luts lint luts/<device>/onnxruntime-fp32-bs1
       lutbuilder luts diff luts/<device>/onnxruntime-fp32-bs1@1 luts/<device>/onnxruntime-fp32-bs1@2
+      lutbuilder luts import --format ofa-mbv3-yaml note10/ --into note10/tflite-fp32-bs1
     """
 
 
@@ -155,7 +160,9 @@ def lint(
         specs = tables or [str(entry.path()) for entry in list_luts(luts)]
         if not specs:
             raise LutNotFound(f"no tables below {luts}; collect one: lutbuilder collect --device cpu")
-        checked = [(lut, findings_of(Sheet.of(lut))) for lut in (Lut.load(spec, folder=luts) for spec in specs)]
+        named = [Lut.load(spec, folder=luts) for spec in specs]
+        others = _imported_tables(named, luts)
+        checked = [(lut, findings_of(Sheet.of(lut, others=others))) for lut in named]
         if json_:
             emit_json({"luts": [_linted(lut, findings) for lut, findings in checked]})
         else:
@@ -243,6 +250,27 @@ def _newest(folder: Path) -> Lut:
     if not found:
         raise LutNotFound(f"no tables below {folder}; collect one: lutbuilder collect --device cpu")
     return max(found, key=lambda lut: lut.meta.created)
+
+
+def _imported_tables(named: Sequence[Lut], folder: Path) -> list[Lut]:
+    """Return the tables that imported rows may be copied from: the named ones and the newest below `folder`."""
+    from lutbuilder.lut import Lut, list_luts
+    from lutbuilder_agent.errors import LutError
+
+    found = {lut.path.absolute(): lut for lut in named if _has_imported(lut)}
+    for entry in list_luts(folder) if found else ():
+        if entry.path().absolute() not in found:
+            try:
+                lut = Lut.load(entry.path())
+            except LutError:  # it is not the one to be checked; `luts list` names it
+                continue
+            if _has_imported(lut):
+                found[lut.path.absolute()] = lut
+    return list(found.values())
+
+
+def _has_imported(lut: Lut) -> bool:
+    return "imported" in lut.table.column("evidence").to_pylist()
 
 
 def _refused(path: Path, error: Any) -> dict[str, str]:

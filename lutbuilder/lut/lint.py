@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -17,10 +18,11 @@ from statistics import median
 from typing import Any, Literal
 
 from lutbuilder.lut.lut import Lut, preferred
-from lutbuilder.lut.monotone import Pair, monotone_pairs
+from lutbuilder.lut.monotone import Pair, monotone_pairs, size_inversions
 from lutbuilder.lut.rows import LATENCY_FLOOR_MS
 from lutbuilder.lut.schema import LutMeta, Row, measured_ops
-from lutbuilder_agent.errors import SpecError, UnknownName
+from lutbuilder.op import OpSpec
+from lutbuilder_agent.errors import SpecError
 
 Severity = Literal["error", "warning", "info"]
 
@@ -42,6 +44,8 @@ SPEED_RANGE = 3.0  # of the machine within a campaign; 1.6 to 1.8 is what a shar
 SLOWED = 0.15
 TIMED = 0.5
 MAPE = 0.05
+DISPERSION = 0.15  # of the runs behind a published mean: 3 to 5 % in good tables
+TELLING_DIGITS = 5  # of a published value: two devices agree in so many by copying, not by chance
 GATE_RETEST = 0.10
 GATE_WIDTH = 0.25
 GATE_WITHOUT_INTERVAL = 0.5
@@ -51,14 +55,18 @@ GATE_TIMED = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """What the rules look at: the rows that read, what is wrong with those that do not, and the footer."""
+    """What the rules look at: the rows that read, what is wrong with those that do not, and the footer.
+
+    `others` are tables that imported rows may have been copied from.
+    """
 
     rows: tuple[Row, ...]
     meta: LutMeta
     unreadable: tuple[str, ...] = ()
+    others: tuple[Lut, ...] = ()
 
     @classmethod
-    def of(cls, lut: Lut) -> Sheet:
+    def of(cls, lut: Lut, *, others: Sequence[Lut] = ()) -> Sheet:
         """Read a table row by row, so that one bad row does not hide the others."""
         rows: list[Row] = []
         unreadable: list[str] = []
@@ -67,7 +75,7 @@ class Sheet:
                 rows.append(Row(**values))
             except SpecError as error:
                 unreadable.append(f"row {number}: {error}")
-        return cls(rows=tuple(rows), meta=lut.meta, unreadable=tuple(unreadable))
+        return cls(rows=tuple(rows), meta=lut.meta, unreadable=tuple(unreadable), others=tuple(others))
 
     @cached_property
     def measured(self) -> tuple[Row, ...]:
@@ -78,6 +86,11 @@ class Sheet:
     def visited(self) -> tuple[Row, ...]:
         """Those of them that rest on visits."""
         return tuple(row for row in self.measured if row.n_visits)
+
+    @cached_property
+    def imported(self) -> tuple[Row, ...]:
+        """Rows of published tables that were measured, as far as those say."""
+        return tuple(row for row in self.rows if row.status == "imported" and row.latency_ms is not None)
 
     @cached_property
     def served(self) -> Mapping[str, Row]:
@@ -405,10 +418,10 @@ def incomplete_space(sheet: Sheet) -> Iterator[Hit]:
     for name in sheet.meta.spaces:
         try:
             wanted = _space_ops(name, sheet.meta.target.batch)
-        except UnknownName:
+        except SpecError:
             yield Hit(message=f"space {name!r} is not known to this lutbuilder")
             continue
-        there = sum(op_id in sheet.served for op_id in wanted)
+        there = sum(op.op_id in sheet.served for op in wanted)
         if there < len(wanted):
             told = f"{name}: {there} of {len(wanted)} ops have a row"
             yield Hit(figure=there / len(wanted), threshold=1.0, message=told)
@@ -418,12 +431,16 @@ def other_space(sheet: Sheet) -> Iterator[Hit]:
     """The table has rows of a space it does not claim to cover."""
     from lutbuilder import spaces
 
+    left = {row.op for row in sheet.served.values() if row.kind != "identity"}
+    for name in sheet.meta.spaces:
+        with suppress(SpecError):  # of a space that is not known: the rule above says so
+            left.difference_update(_space_ops(name, sheet.meta.target.batch))
+    if not left:  # as for nearly every table: spaces share ops, and none but the claimed ones is built
+        return
     for name in spaces.names():
-        if name in sheet.meta.spaces:
-            continue
         wanted = _space_ops(name, sheet.meta.target.batch)
-        there = sum(op_id in sheet.served for op_id in wanted)
-        if there:
+        there = len(left.intersection(wanted))
+        if there and name not in sheet.meta.spaces:
             told = f"{name}: {there} of {len(wanted)} ops have a row"
             yield Hit(figure=there / len(wanted), threshold=1.0, message=told)
 
@@ -485,6 +502,54 @@ def calibrated_without_record(sheet: Sheet) -> Iterator[Hit]:
     n = sum(row.status == "calibrated" for row in sheet.rows)
     if n and sheet.meta.calibration is None:
         yield Hit(figure=n, threshold=0, message=f"{n} calibrated rows, no calibration in the footer")
+
+
+# --- Published tables
+
+
+def copied_from(sheet: Sheet) -> Iterator[Hit]:
+    """An imported row has the very value that another device's table has for that op: it was copied from there."""
+    for other in sheet.others:
+        if other.meta.target.device == sheet.meta.target.device:
+            continue
+        theirs = {row.op_id: row.latency_ms for row in other.rows() if row.evidence == "imported"}
+        same = [row for row in sheet.imported if theirs.get(row.op_id) == row.latency_ms and _is_telling(row)]
+        for row in same:
+            told = f"copied-from {other.name}@{other.version}, as {len(same)} of {len(sheet.imported)} rows"
+            yield Hit(row=row, figure=row.latency_ms, message=told)
+
+
+def larger_is_faster(sheet: Sheet) -> Iterator[Hit]:
+    """Imported ops of a larger kernel or expansion are faster than those of a smaller one."""
+    n_pairs, n_inverted = size_inversions(sheet.imported)
+    if n_inverted:
+        told = f"in {n_inverted} of {n_pairs} pairs that differ in kernel or expansion alone the larger is faster"
+        yield Hit(figure=n_inverted, threshold=0, message=told)
+
+
+def wide_dispersion(sheet: Sheet) -> Iterator[Hit]:
+    """The runs behind imported means spread by more than 15 %."""
+    spreads = [
+        row.imported_std_ms / _ms(row) for row in sheet.imported if row.imported_std_ms is not None and row.latency_ms
+    ]
+    n_wide = sum(spread > DISPERSION for spread in spreads)
+    if n_wide:
+        told = f"{n_wide} of {len(spreads)} rows spread by more than {DISPERSION:.0%}: median {median(spreads):.0%}, "
+        yield Hit(figure=median(spreads), threshold=DISPERSION, message=f"{told}most {max(spreads):.0%}")
+
+
+def unknown_method(sheet: Sheet) -> Iterator[Hit]:
+    """Nobody says whether imported values are of ops alone or inside networks: sums of them may be of either."""
+    n = sum(row.method is None for row in sheet.imported)
+    if n:
+        yield Hit(figure=n, threshold=0, message=f"{n} of {len(sheet.imported)} imported rows; import with --method")
+
+
+def no_clock(sheet: Sheet) -> Iterator[Hit]:
+    """Imported cycles have no clock: such rows have no latency."""
+    n = sum(row.status == "imported" and row.latency_ms is None for row in sheet.rows)
+    if n:
+        yield Hit(figure=n, threshold=0, message=f"{n} rows have cycles alone; import with --clock-mhz")
 
 
 # --- The gate
@@ -562,6 +627,11 @@ RULES: tuple[Rule, ...] = (
     Rule(id="L503", severity="warning", check=predicts_badly),
     Rule(id="L504", severity="error", check=validated_on_fitted),
     Rule(id="L505", severity="warning", check=calibrated_without_record),
+    Rule(id="L601", severity="warning", check=copied_from),
+    Rule(id="L602", severity="warning", check=larger_is_faster),
+    Rule(id="L603", severity="warning", check=wide_dispersion),
+    Rule(id="L604", severity="info", check=unknown_method),
+    Rule(id="L605", severity="info", check=no_clock),
     Rule(id="L901", severity="error", check=gate_test_retest),
     Rule(id="L902", severity="error", check=gate_wide_intervals),
     Rule(id="L903", severity="error", check=gate_no_intervals),
@@ -572,6 +642,11 @@ RULES: tuple[Rule, ...] = (
 
 def _ms(row: Row) -> float:
     return math.nan if row.latency_ms is None else row.latency_ms
+
+
+def _is_telling(row: Row) -> bool:
+    digits = repr(row.imported_value).partition("e")[0].replace(".", "").strip("0-")
+    return len(digits) >= TELLING_DIGITS
 
 
 def _few(rows: Sequence[Row], column: str, threshold: int, words: str) -> Iterator[Hit]:
@@ -630,12 +705,12 @@ def _timed(sheet: Sheet, threshold: float) -> Iterator[Hit]:
         yield Hit(figure=figure, threshold=threshold, message=told)
 
 
-@lru_cache(maxsize=32)
-def _space_ops(name: str, batch: int) -> tuple[str, ...]:
-    """Return the op_ids of a space; cached, the width grids have twenty thousand."""
+@lru_cache(maxsize=64)
+def _space_ops(name: str, batch: int) -> tuple[OpSpec, ...]:
+    """Return the ops of a space; cached, the width grids have twenty thousand."""
     from lutbuilder import spaces
 
-    return tuple(op.op_id for op in spaces.get(name, batch=batch).ops())
+    return spaces.get(name, batch=batch).ops()
 
 
 def _report(meta: LutMeta) -> Any:

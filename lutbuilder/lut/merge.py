@@ -25,11 +25,12 @@ def merge(
     """Return the rows and footer of the version that follows `base`, now resting on `rows` as well.
 
     Of two rows with one key the better stays (`better`), so precision never gets worse and a failure never displaces a
-    measurement. Calibrated and imputed rows follow from measured ones: new ones displace old ones, and a modelled row
-    leaves when its op is measured. Calibrated rows leave when rows they correct have changed (lut/calibrated.py), and
-    a new calibration displaces the old one whole. Spaces, sessions and their reports, and fitted networks accumulate; a
-    calibration stays with its rows; all else in the footer comes from `meta`. With `new_conditions` a base measured
-    under other conditions is left behind: the new version starts with `rows` alone, the old one stays.
+    measurement. Calibrated and imputed rows follow from measured ones: new ones displace old ones, and so do imported
+    ones, of which none is better known; a modelled row leaves when its op is measured. Calibrated rows leave when rows
+    they correct have changed (lut/calibrated.py), and a new calibration displaces the old one whole. Spaces, sessions
+    and their reports, and fitted networks accumulate; a calibration stays with its rows; all else in the footer comes
+    from `meta`. With `new_conditions` a base measured under other conditions is left behind: the new version starts
+    with `rows` alone, the old one stays.
     Raises LutConflict naming the field where target, fingerprint, runtime version, threads, cache or runtime options
     differ (device, runtime, dtype and batch: even with `new_conditions`), or where a row is not of the target's batch
     or cache.
@@ -45,7 +46,8 @@ def merge(
         if refused:
             raise LutConflict(_conflict_message(base, refused))
         if not conflicts:
-            remade = {row.key for row in rows if row.status in _DERIVED}
+            # A value of a published table is that table's word: nothing says which of two editions is the better.
+            remade = {row.key for row in rows if row.status in _DERIVED or row.evidence == "imported"}
             # In-situ rows are made of all visits of a pool at once: those of an older fit say nothing beside new ones.
             stale = {row.op_id for row in rows if row.status == "measured"}
             kept = tuple(

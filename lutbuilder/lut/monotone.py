@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lutbuilder.op import OpSpec
 
 if TYPE_CHECKING:
     from lutbuilder.lut.schema import Row
 
 What = Literal["kernel", "expand", "width", "bits"]
-_KEY = (
-    "kind", "in_channels", "mid_channels", "out_channels", "height", "width", "kernel", "stride", "groups", "se", "act",
-    "residual", "w_bits", "a_bits", "batch", "method",
-)  # fmt: skip  # one line reads as one key
+_KEY = (*(field.name for field in fields(OpSpec)), "method")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,26 @@ def monotone_pairs(rows: Iterable[Row]) -> tuple[Pair, ...]:
     measured = [row for row in rows if row.status == "measured" and row.latency_lo_ms is not None]
     measured = [row for row in measured if row.kind != "identity"]
     return tuple(pair for what, names, fits in _DIMENSIONS for pair in _pairs(what, names, filter(fits, measured)))
+
+
+def size_inversions(rows: Iterable[Row]) -> tuple[int, int]:
+    """Return how many pairs of `rows` differ in kernel or expansion alone, and in how many the larger is the faster.
+
+    By the values as they are: published tables have intervals of means, if any. Every pair of a group counts, not only
+    neighbours, and ties do not.
+    """
+    n_pairs = n_inverted = 0
+    known = [row for row in rows if row.latency_ms is not None and _convolves(row)]
+    for name, fits in (("kernel", _convolves), ("mid_channels", _expands)):
+        alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+        for row in filter(fits, known):
+            alike[tuple(getattr(row, other) for other in _KEY if other != name)].append(row)
+        for group in alike.values():
+            group.sort(key=attrgetter(name))
+            ms = np.array([row.latency_ms for row in group])
+            n_pairs += len(ms) * (len(ms) - 1) // 2
+            n_inverted += int(np.triu(ms[None, :] < ms[:, None], 1).sum())
+    return n_pairs, n_inverted
 
 
 def _pairs(what: What, names: tuple[str, ...], rows: Iterable[Row]) -> Iterator[Pair]:

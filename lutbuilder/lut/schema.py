@@ -5,6 +5,9 @@ History of the schema; a golden file of each (tests/golden/lut-schema-N.parquet)
   2  lutbuilder 0.2: columns n_agents, residual_mad, session_sd, throttled_fraction, settled; footer fields
      fitted_networks, calibration, noisy, session_reports, drift_trace and more of quality, whose widths are of ops
      alone: schema 1 mixed those of call overheads into them. Files of schema 1 read with nulls and defaults instead.
+  3  lutbuilder 0.3: key columns expand_conv, shortcut, padding and se_channels; cycles, which may stand in for a
+     latency; group imported, for rows of published tables; method may be null there. Older files read with the
+     defaults of OpSpec in the new key columns, so that every op keeps its op_id, and with nulls in the others.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from lutbuilder.stats.sessions import SessionReport
 from lutbuilder_agent.errors import LutTooNew, SpecError
 from lutbuilder_agent.records import CACHES, Fingerprint, Plan
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FOOTER_KEY = b"lutbuilder"
 UPGRADE = "pip install --upgrade lutbuilder"
 
@@ -48,7 +51,7 @@ Status = Literal["measured", "calibrated", "imputed", "failed", "unsupported", "
 MAX_TRACE = 200  # points of drift_trace: enough to see a throttle ramp, little beside the rows
 
 ColumnType = Literal["string", "int64", "float64", "bool"]
-Group = Literal["key", "cost", "trust", "knowledge"]
+Group = Literal["key", "cost", "trust", "knowledge", "imported"]
 
 _IS_KIND: Mapping[ColumnType, Any] = {
     "string": pa.types.is_string,
@@ -64,7 +67,8 @@ _MAX_INT = (1 << 63) - 1
 class Column:
     """One column of a LUT; the unit is in its name. `doc` says what a name alone does not.
 
-    `since` is the schema it came with: later ones than the first are nullable, and null in files of older schemas.
+    `since` is the schema it came with: files of older schemas read with `default` in it, which is null where the column
+    is nullable. `nullable_since` is the first schema that allowed nulls. `least` is the smallest integer allowed.
     """
 
     name: str
@@ -73,6 +77,9 @@ class Column:
     nullable: bool = False
     doc: str = ""
     since: int = 1
+    nullable_since: int = 1
+    default: Any = None
+    least: int = 0
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -95,6 +102,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("w_bits", "int64", "key"),
     Column("a_bits", "int64", "key"),
     Column("batch", "int64", "key"),
+    Column(
+        "expand_conv", "bool", "key", doc="an expand conv although mid_channels == in_channels", since=3, default=False
+    ),
+    Column("shortcut", "bool", "key", doc="residual with a pool or a convolution on it", since=3, default=False),
+    Column("padding", "int64", "key", doc="-1: (kernel - 1) // 2", since=3, default=-1, least=-1),
+    Column("se_channels", "int64", "key", doc="0: a quarter of mid_channels, divisible by 8", since=3, default=0),
     Column("latency_ms", "float64", "cost", nullable=True, doc="net of call overhead; of an identity: the overhead"),
     Column("latency_lo_ms", "float64", "cost", nullable=True, doc="95 % interval of latency_ms; null below 6 rounds"),
     Column("latency_hi_ms", "float64", "cost", nullable=True),
@@ -110,6 +123,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("peak_memory_bytes", "int64", "cost", nullable=True),
     Column("macs", "int64", "cost", nullable=True, doc="of the whole batch; null where the op cannot be lowered"),
     Column("params", "int64", "cost", nullable=True),
+    Column("cycles", "int64", "cost", nullable=True, doc="of the whole batch; may come without a latency", since=3),
     Column("n_visits", "int64", "trust"),
     Column("n_rounds", "int64", "trust"),
     Column("n_instances", "int64", "trust"),
@@ -147,7 +161,9 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("stop_reason", "string", "trust", nullable=True),
     Column("evidence", "string", "knowledge"),
-    Column("method", "string", "knowledge"),
+    Column(
+        "method", "string", "knowledge", nullable=True, doc="null: an imported table does not say", nullable_since=3
+    ),
     Column(
         "cache", "string", "knowledge", nullable=True, doc="cache state the row was timed in; null if not timed here"
     ),
@@ -155,18 +171,31 @@ COLUMNS: tuple[Column, ...] = (
     Column("exec_w_bits", "int64", "knowledge", nullable=True),
     Column("exec_a_bits", "int64", "knowledge", nullable=True),
     Column("reason", "string", "knowledge", nullable=True, doc="why latency_ms is null, or what to know about it"),
+    Column("imported_format", "string", "imported", nullable=True, doc="a name of lutbuilder.lut.interchange", since=3),
+    Column("imported_file", "string", "imported", nullable=True, doc="names of the files, '; ' between them", since=3),
+    Column("imported_sha256", "string", "imported", nullable=True, doc="of the files, in their order", since=3),
+    Column("imported_key", "string", "imported", nullable=True, doc="the row's key as the file has it", since=3),
+    Column("imported_value", "float64", "imported", nullable=True, doc="in imported_unit", since=3),
+    Column("imported_unit", "string", "imported", nullable=True, since=3),
+    Column("imported_count", "int64", "imported", nullable=True, doc="samples behind the value", since=3, least=1),
+    Column("imported_std_ms", "float64", "imported", nullable=True, doc="null: not recorded", since=3),
+    Column("dispersion_note", "string", "imported", nullable=True, doc="what is not known of that spread", since=3),
 )
 COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in COLUMNS)
 _OP_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(OpSpec))
+_IMPORTED: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.group == "imported")
 _FRACTIONS = ("preempted_fraction", "throttled_fraction")
+_NOT_NEGATIVE = (
+    "call_overhead_ms", "energy_mj", "test_retest", "residual_mad", "session_sd", "imported_std_ms", *_FRACTIONS,
+)  # fmt: skip  # one list, one line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One op's summary with its uncertainty: a field for every column of the schema, in its order.
 
-    Build one with `Row.of(op, ...)`. A null `latency_ms` comes only with exec_status unsupported or failed, and with a
-    reason. Unique in a LUT: (op_id, evidence, method).
+    Build one with `Row.of(op, ...)`. A null `latency_ms` comes with a reason, and only with exec_status unsupported or
+    failed, or with `cycles` whose clock is not known. Unique in a LUT: (op_id, evidence, method).
     """
 
     op_id: str
@@ -186,6 +215,10 @@ class Row:
     w_bits: int
     a_bits: int
     batch: int
+    expand_conv: bool
+    shortcut: bool
+    padding: int
+    se_channels: int
     latency_ms: float | None
     latency_lo_ms: float | None = None
     latency_hi_ms: float | None = None
@@ -195,6 +228,7 @@ class Row:
     peak_memory_bytes: int | None = None
     macs: int | None = None
     params: int | None = None
+    cycles: int | None = None
     n_visits: int = 0
     n_rounds: int = 0
     n_instances: int = 0
@@ -209,12 +243,21 @@ class Row:
     settled: bool | None = None
     stop_reason: str | None = None
     evidence: str = "measured"
-    method: str = "isolated"
+    method: str | None = "isolated"
     cache: str | None = None
     exec_status: str = "native"
     exec_w_bits: int | None = None
     exec_a_bits: int | None = None
     reason: str | None = None
+    imported_format: str | None = None
+    imported_file: str | None = None
+    imported_sha256: str | None = None
+    imported_key: str | None = None
+    imported_value: float | None = None
+    imported_unit: str | None = None
+    imported_count: int | None = None
+    imported_std_ms: float | None = None
+    dispersion_note: str | None = None
 
     def __post_init__(self) -> None:
         for column in COLUMNS:
@@ -223,11 +266,17 @@ class Row:
         if (self.op_id, self.expand) != (op.op_id, op.expand):
             raise SpecError(f"op_id {self.op_id} and expand {self.expand} are not those of {op.label()} ({op.op_id})")
         for name, allowed in (("evidence", EVIDENCES), ("method", METHODS), ("exec_status", EXEC_STATUSES)):
-            if getattr(self, name) not in allowed:
-                raise SpecError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            untold = name == "method" and value is None and self.evidence == "imported"
+            if value not in allowed and not untold:
+                raise SpecError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if self.cache is not None and self.cache not in CACHES:
             raise SpecError(f"cache must be one of {', '.join(CACHES)}, got {self.cache!r}")
         self._check_cost()
+        if self.evidence != "imported":
+            foreign = [name for name in _IMPORTED if getattr(self, name) is not None]
+            if foreign:
+                raise SpecError(f"row {self.op_id}: {foreign[0]} goes with evidence imported, not {self.evidence}")
 
     def _check_cost(self) -> None:
         where = f"row {self.op_id}"
@@ -235,7 +284,7 @@ class Row:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SpecError(f"{where}: {name} must be positive, got {value}")
-        for name in ("call_overhead_ms", "energy_mj", "test_retest", "residual_mad", "session_sd", *_FRACTIONS):
+        for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise SpecError(f"{where}: {name} must not be negative, got {value}")
@@ -243,7 +292,8 @@ class Row:
             value = getattr(self, name)
             if value is not None and value > 1:
                 raise SpecError(f"{where}: {name} is a fraction, got {value}")
-        if (self.latency_ms is None) != (self.exec_status in WITHOUT_LATENCY):
+        may_lack = self.exec_status in WITHOUT_LATENCY
+        if may_lack if self.latency_ms is not None else not may_lack and self.cycles is None:
             raise SpecError(f"{where}: latency_ms {self.latency_ms} does not go with exec_status {self.exec_status}")
         if self.latency_ms is None and not self.reason:
             raise SpecError(f"{where}: a null latency_ms needs a reason")
@@ -267,7 +317,7 @@ class Row:
     @property
     def key(self) -> tuple[str, str, str]:
         """What is unique in a LUT."""
-        return (self.op_id, self.evidence, self.method)
+        return (self.op_id, self.evidence, self.method or "")
 
     @property
     def status(self) -> Status:
@@ -293,7 +343,7 @@ class Row:
 def measured_ops(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Return the measured row of every op, call overheads left out; of several the one nearest to whole networks."""
     ops = [row for row in rows if row.status == "measured" and row.kind != "identity"]
-    return tuple({row.op_id: row for row in sorted(ops, key=lambda row: METHODS.index(row.method))}.values())
+    return tuple({row.op_id: row for row in sorted(ops, key=lambda row: METHODS.index(str(row.method)))}.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +394,7 @@ class QualitySummary:
         pairs = monotone_pairs(ops)
         return cls(
             n_rows=len(rows),
-            n_failed=sum(row.latency_ms is None for row in rows),
+            n_failed=sum(row.exec_status in WITHOUT_LATENCY for row in rows),
             median_half_width=median(widths) if widths else None,
             max_half_width=max(widths, default=None),
             median_overhead_half_width=median(overheads) if overheads else None,
@@ -434,20 +484,36 @@ _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 def arrow_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     """Return the pyarrow schema of the rows of a schema version, without the footer."""
     types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-    return pa.schema([pa.field(c.name, types[c.type], nullable=c.nullable) for c in COLUMNS if c.since <= version])
+    return pa.schema(
+        [
+            pa.field(c.name, types[c.type], nullable=c.nullable and c.nullable_since <= version)
+            for c in COLUMNS
+            if c.since <= version
+        ]
+    )
 
 
 def upgraded(table: pa.Table) -> pa.Table:
-    """Return a table of any past schema with the columns of this one; those it lacks are null."""
+    """Return a table of any past schema with the columns of this one; those it lacks hold their defaults."""
     schema = arrow_schema()
     if table.schema.names == schema.names:
         return table
     there = set(table.schema.names)
     arrays = [
-        table.column(field.name) if field.name in there else pa.nulls(table.num_rows, type=field.type)
-        for field in schema
+        table.column(column.name)
+        if column.name in there
+        else _filled(schema.field(column.name).type, column.default, table.num_rows)
+        for column in COLUMNS
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _filled(kind: pa.DataType, value: bool | int | None, n: int) -> pa.Array:
+    """Return `n` times the same value, made of its buffer: pyarrow's own ways import pandas, as in `column_values`."""
+    if value is None:
+        return pa.nulls(n, type=kind)
+    raw = np.full(n, value, dtype=np.int64).tobytes() if kind == pa.int64() else bytes([255 * value] * (n // 8 + 1))
+    return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(raw)])
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:
@@ -544,7 +610,7 @@ def _feed(digest: Any, chunk: bytes) -> None:
 
 
 def _reading_order(row: Row) -> tuple[Any, ...]:
-    return (*(getattr(row, name) for name in _OP_FIELDS), row.evidence, row.method)
+    return (*(getattr(row, name) for name in _OP_FIELDS), *row.key)
 
 
 def _plain(value: object) -> Any:
@@ -560,8 +626,8 @@ def _check_value(column: Column, value: object) -> None:
             raise SpecError(f"{column.name} must not be null")
     elif not isinstance(value, _PYTHON[column.type]) or (column.type == "int64" and isinstance(value, bool)):
         raise SpecError(f"{column.name} must be a {column.type}, got {value!r}")
-    elif column.type == "int64" and not 0 <= cast(int, value) <= _MAX_INT:
-        raise SpecError(f"{column.name} must be from 0 to 2**63 - 1, got {value!r}")
+    elif column.type == "int64" and not column.least <= cast(int, value) <= _MAX_INT:
+        raise SpecError(f"{column.name} must be from {column.least} to 2**63 - 1, got {value!r}")
     elif column.type == "float64" and not math.isfinite(cast(float, value)):
         raise SpecError(f"{column.name} must be finite, got {value!r}")
     elif column.type == "string":

@@ -112,6 +112,20 @@ H100 = replace(META, target=Target(device="nvidia-h100", runtime="onnxruntime"),
     device="nvidia-h100", facts=()))  # fmt: skip  # one footer
 
 
+def published(number: int, ms: float | None, **columns: Any) -> Row:
+    """An imported row of ops that differ in their kernel alone for equal numbers."""
+    op = example_op(7 * number, height=14 + number, kernel=columns.pop("kernel", 3))
+    return Row.of(
+        op, **{"evidence": "imported", "method": "in_situ", "latency_ms": ms, "imported_value": ms, **columns}
+    )
+
+
+def another_table(ms: float) -> Lut:
+    """A published table of another device with one row."""
+    meta = replace(example_meta(device="other-device", spaces=()), version=1)
+    return Lut(table=rows_to_table([published(50, ms)]), meta=meta, path=Path("v0001.parquet"))
+
+
 @dataclass(frozen=True)
 class Case:
     """A table with one defect, the rule that finds it, and the figure it tells."""
@@ -162,6 +176,14 @@ CASES = (
     Case("L503", sheet(validation=a_report(error=0.08).to_json()), 0.08, "MAPE 8.0% over 6 networks"),
     Case("L504", sheet(fitted_networks=("net-1", "net-3", "net-9")), 2, "2 of 6 networks"),
     Case("L505", sheet(replace(ROWS[3], method="calibrated")), 1, "1 calibrated rows"),
+    Case("L601", replace(sheet(published(50, 1.23456)), others=(another_table(1.23456),)), 1.23456,
+         "copied-from other-device/onnxruntime-fp32-bs1@1, as 1 of 1 rows"),
+    Case("L602", sheet(published(50, 1.5), published(50, 1.4, kernel=5), published(50, 1.6, kernel=7)), 1,
+         "in 1 of 3 pairs that differ in kernel or expansion alone the larger is faster"),
+    Case("L603", sheet(published(50, 1.0, imported_std_ms=0.32), published(51, 1.0, imported_std_ms=0.01)), 0.165,
+         "1 of 2 rows spread by more than 15%: median 16%, most 32%"),
+    Case("L604", sheet(published(50, 1.5, method=None)), 1, "1 of 1 imported rows; import with --method"),
+    Case("L605", sheet(published(50, None, cycles=5, reason="no clock given")), 1, "1 rows have cycles alone"),
     Case("L901", all_of(test_retest=0.2), 0.2, "differ by 20.0% (> 10%)"),
     Case("L902", all_of(latency_lo_ms=0.5, latency_hi_ms=2.0), None, "the typical op is known to"),
     Case("L903", all_of(latency_lo_ms=None, latency_hi_ms=None, n_rounds=5), 1.0, "16 of 16 measured ops have no"),
@@ -206,7 +228,7 @@ def test_a_finding_of_a_row_names_it():
 def test_ids_are_sorted_each_once_and_say_what_they_are_of():
     ids = [rule.id for rule in RULES]
     assert ids == sorted(set(ids))
-    assert all(re.fullmatch(r"L[0-59]\d\d", rule_id) for rule_id in ids)
+    assert all(re.fullmatch(r"L[0-69]\d\d", rule_id) for rule_id in ids)
     assert all(rule.severity == "error" for rule in RULES if rule.gate)
     assert all(rule.what.endswith(".") and len(rule.what) < 120 for rule in RULES)
 
@@ -228,9 +250,10 @@ def test_released_ids_keep_their_rule():
         "L302": "slowed-down", "L303": "flagged-session", "L304": "excluded-session", "L305": "little-timed",
         "L401": "incomplete-space", "L402": "other-space", "L403": "failed-row", "L404": "unsupported-row",
         "L501": "not-validated", "L502": "validation-out-of-date", "L503": "predicts-badly",
-        "L504": "validated-on-fitted", "L505": "calibrated-without-record", "L901": "gate-test-retest",
-        "L902": "gate-wide-intervals", "L903": "gate-no-intervals", "L904": "gate-speed-range",
-        "L905": "gate-little-timed",
+        "L504": "validated-on-fitted", "L505": "calibrated-without-record",
+        "L601": "copied-from", "L602": "larger-is-faster", "L603": "wide-dispersion", "L604": "unknown-method",
+        "L605": "no-clock", "L901": "gate-test-retest", "L902": "gate-wide-intervals", "L903": "gate-no-intervals",
+        "L904": "gate-speed-range", "L905": "gate-little-timed",
     }  # fmt: skip  # one list
 
 

@@ -25,16 +25,27 @@ from tests.strategies import op_specs
 PROPERTY = settings(max_examples=50, deadline=None)  # no deadline: a busy machine is no failure
 GROUPS = {
     "key": "op_id kind in_channels mid_channels out_channels height width kernel stride expand groups se act residual "
-    "w_bits a_bits batch",
-    "cost": "latency_ms latency_lo_ms latency_hi_ms call_overhead_ms p90_ms energy_mj peak_memory_bytes macs params",
+    "w_bits a_bits batch expand_conv shortcut padding se_channels",
+    "cost": "latency_ms latency_lo_ms latency_hi_ms call_overhead_ms p90_ms energy_mj peak_memory_bytes macs params "
+    "cycles",
     "trust": "n_visits n_rounds n_instances n_sessions n_agents test_retest residual_mad session_sd preempted_fraction "
     "throttled_fraction bimodal settled stop_reason",
     "knowledge": "evidence method cache exec_status exec_w_bits exec_a_bits reason",
+    "imported": "imported_format imported_file imported_sha256 imported_key imported_value imported_unit "
+    "imported_count imported_std_ms dispersion_note",
 }
 
 
 def test_the_columns_are_those_of_the_format_page():
     assert {group: " ".join(c.name for c in COLUMNS if c.group == group) for group in GROUPS} == GROUPS
+
+
+def test_the_key_columns_are_the_fields_of_an_op():
+    names = {column.name: column for column in COLUMNS if column.group == "key"}
+    ops = {field.name: field for field in fields(OpSpec)}
+    assert set(names) == {"op_id", "expand", *ops}
+    # What an older file lacks is what an op without that field meant.
+    assert all(column.default == ops[name].default for name, column in names.items() if column.since > 1)
 
 
 def test_a_row_has_a_field_for_every_column_with_its_type_and_nullability():
@@ -100,6 +111,13 @@ def test_rows_survive_the_file(table: list[Row]):
         {"macs": 2**63},
         {"bimodal": 1},
         {"evidence": "guessed"},
+        {"method": None},
+        {"latency_ms": None, "latency_lo_ms": None, "latency_hi_ms": None, "cycles": 5},
+        {"latency_ms": None, "cycles": 5, "reason": "no clock given"},
+        {"cycles": -1},
+        {"imported_format": "apq-json"},
+        {"evidence": "imported", "imported_count": 0},
+        {"evidence": "imported", "imported_std_ms": -0.5},
         {"method": "magic"},
         {"exec_status": "fine"},
         {"cache": "warm"},
@@ -113,7 +131,9 @@ def test_a_row_refuses_nonsense(changes: dict[str, Any]):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"op_id": "0" * 16}, {"expand": 6.0}, {"in_channels": 17}, {"kernel": 2}], ids=repr
+    "changes",
+    [{"op_id": "0" * 16}, {"expand": 6.0}, {"in_channels": 17}, {"kernel": 2}, {"padding": -2}, {"se_channels": -1}],
+    ids=repr,
 )
 def test_a_row_refuses_key_columns_that_do_not_belong_together(changes: dict[str, Any]):
     with pytest.raises(SpecError):
@@ -141,6 +161,13 @@ def test_a_row_refuses_key_columns_that_do_not_belong_together(changes: dict[str
 )
 def test_the_status_of_a_row_never_calls_measured_what_is_not(changes: dict[str, Any], status: str):
     assert example_row(**changes).status == status
+
+
+def test_cycles_stand_in_for_a_latency_whose_clock_is_not_known():
+    unclocked = {"latency_ms": None, "latency_lo_ms": None, "latency_hi_ms": None, "reason": "no clock given"}
+    row = example_row(evidence="imported", cycles=200_720, **unclocked)
+    assert (row.status, row.latency_ms, row.cycles) == ("imported", None, 200_720)
+    assert QualitySummary.of([row]).n_failed == 0
 
 
 def test_the_half_width_is_relative():
@@ -395,7 +422,7 @@ def test_the_golden_file_of_schema_1_loads_for_ever(root: Path):
 def test_a_file_of_schema_1_has_the_later_columns_empty_and_its_quality_counted_anew(root: Path):
     lut = Lut.load(root / "tests/golden/lut-schema-1.parquet")
     assert lut.table.schema.names == arrow_schema().names
-    later = [column.name for column in COLUMNS if column.since > 1]
+    later = [column.name for column in COLUMNS if column.since == 2]
     assert later == ["n_agents", "residual_mad", "session_sd", "throttled_fraction", "settled"]
     for name in later:
         assert lut.table.column(name).null_count == len(lut), name
@@ -408,8 +435,18 @@ def test_a_file_of_schema_1_has_the_later_columns_empty_and_its_quality_counted_
     )  # fmt: skip  # one record, two lines
 
 
-def test_a_column_that_came_later_can_be_null_as_older_files_need_it():
-    assert all(column.nullable for column in COLUMNS if column.since > 1)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_schema_has_the_columns_of_schema_3_at_their_defaults(root: Path, version: int):
+    lut = Lut.load(root / f"tests/golden/lut-schema-{version}.parquet")
+    assert lut.table.schema == arrow_schema()
+    for column in COLUMNS:
+        if column.since == 3:
+            assert set(lut.table.column(column.name).to_pylist()) == {column.default}, column.name
+    assert all(row.op_id == row.op.op_id for row in lut)
+
+
+def test_a_column_that_came_later_is_null_or_has_a_default_in_older_files():
+    assert all(column.nullable is (column.default is None) for column in COLUMNS if column.since > 1)
     assert {column.since for column in COLUMNS} <= set(range(1, SCHEMA_VERSION + 1))
 
 
@@ -455,3 +492,42 @@ def test_the_golden_file_of_schema_2_loads_for_ever(root: Path):
     assert (row.session_sd, row.throttled_fraction, row.settled) == (0.0075, 0.25, True)
     assert by_key[("cddfb56401521df2", "measured")].settled is False
     assert lut[row.op].latency_ms == 1.2375, "a lookup takes the calibrated value"
+
+
+def test_the_golden_file_of_schema_3_loads_for_ever(root: Path):
+    lut = Lut.load(root / "tests/golden/lut-schema-3.parquet")
+    assert lut.content_hash == "a2232d043a0317bc5d02b95f8005a25a63e5ed84b012dbf20b7779d94a43118f"
+    meta = lut.meta
+    assert (meta.schema_version, meta.name, meta.version) == (3, "golden-cpu/onnxruntime-fp32-bs1", 2)
+    assert (meta.parent_version, meta.parent_sha256, meta.tool_version) == (1, "ab" * 32, "0.3.0")
+    assert dict(meta.fingerprint.facts)["model"] == "Golden 3"
+    assert (meta.noisy, meta.fitted_networks, meta.created) == (
+        ("L901",),
+        ("net-0123456789abcdef",),
+        "2026-01-31T12:00:00Z",
+    )
+    assert (meta.quality.n_rows, meta.quality.n_failed, meta.quality.median_residual_mad) == (11, 2, 0.03125)
+    by_key = {(row.op_id, row.status): row for row in lut}
+    assert {key: row.latency_ms for key, row in by_key.items()} == {
+        ("5bc273fa95210cb9", "unsupported"): None,
+        ("cc9b79dbceb75938", "calibrated"): 1.2375,
+        ("cc9b79dbceb75938", "measured"): 1.25,
+        ("d3dca86b615cb602", "imported"): None,
+        ("7f539416c520d936", "measured"): 0.0625,
+        ("a090e4885c54e25b", "failed"): None,
+        ("e62c8f183e80c5bb", "imported"): 0.2958984375,
+        ("ea6f33e5c56fffaa", "measured"): 1.0625,
+        ("cf4d7fce9cc34e45", "imputed"): 1.75,
+        ("cddfb56401521df2", "measured"): 3.5,
+        ("6df607fc789e87fe", "measured"): 4.25,
+    }
+    squeezed, unexpanded = (by_key[(op_id, "measured")].op for op_id in ("6df607fc789e87fe", "ea6f33e5c56fffaa"))
+    assert (squeezed.se, squeezed.se_channels, squeezed.act, squeezed.shortcut) == (True, 16, "swish", True)
+    assert (unexpanded.expand_conv, unexpanded.groups, unexpanded.mid_channels) == (True, 2, 16)
+    unclocked = by_key[("d3dca86b615cb602", "imported")]
+    assert (unclocked.cycles, unclocked.reason, unclocked.padding) == (200720, "no clock given", 2)
+    lump = by_key[("e62c8f183e80c5bb", "imported")]
+    assert (lump.kind, lump.method, lump.energy_mj, lump.imported_format) == ("lump", None, 0.5, "haq-npy")
+    assert (lump.imported_value, lump.imported_unit, lump.imported_count) == (295.8984375, "us", 982)
+    assert (lump.imported_std_ms, lump.imported_key, lump.imported_sha256) == (0.0625, "head", "ef" * 32)
+    assert lump.dispersion_note == "var_unverified; ddof=unknown"
