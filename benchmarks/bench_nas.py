@@ -1,34 +1,48 @@
-"""How fast search code gets its answers: architectures predicted per second, and ExpectedLatency per step.
+"""How fast search code gets its answers: archs predicted per second, ExpectedLatency per step, a space compiled.
 
-    python benchmarks/bench_nas.py [--lut PATH] [--space proxyless] [--rounds 9] [--json]
+    python benchmarks/bench_nas.py [--lut PATH --space NAME] [--rounds 9] [--json]
 
-Everything runs on one core. The contestants take turns within a round, so that a machine that slows down slows all of
-them; ratios are taken within a round, and medians over the rounds are printed.
+CPU time of one thread. The contestants take turns within a round, so that a machine that slows down slows all of them;
+ratios are taken within a round, and medians over the rounds are printed. `--lut` and `--space` put one real table in
+place of the usual two spaces over a synthetic one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch read it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # example rows lie beside the tests
 
 import numpy as np
 import torch
 
-from lutbuilder import ExpectedLatency, Lut, spaces
+from lutbuilder import ExpectedLatency, Lut, op, spaces
 from lutbuilder.lower import lower
+from lutbuilder.lut import publish
 from lutbuilder.nas.compiled import CostTable, FunctionTable, compile_space
+from lutbuilder.nas.packed import PackedArchs
 from lutbuilder.spaces import SearchSpace
+from tests.lut_examples import example_meta, example_row
 
 ARCHS = 1_000_000
+REPEATS = 8  # packed archs are that many times more: more bytes than any cache here holds
 LOOP_ARCHS = 5_000  # what the plain loop gets; it is slow
 STEPS = 300
+LOOP_STEPS = 3
+PREDICTED = ("proxyless", "ofa_mbv3-w1.0")  # the latter with five resolutions
+DIFFERENTIATED = ("proxyless", "alphanet")
+COMPILED = "ofa_mbv3-w1.0-fine"  # 25 resolutions, 1,257 ops
 
 
 def synthetic_table() -> FunctionTable:
@@ -36,23 +50,33 @@ def synthetic_table() -> FunctionTable:
     return FunctionTable(name="synthetic", cost=lambda op: 0.01 + lower(op).macs / 1e8, call_overhead_ms=0.01)
 
 
+def labels(space: SearchSpace, table: CostTable) -> tuple[dict[str, float], list[tuple[list[int], list[str | None]]]]:
+    """Return ms by an op's string, and for each site that has a choice its variables and the string of every cell."""
+    ops = space.ops()
+    ms = {op.op_id: float(cost) for op, cost in zip(ops, table.column(ops, "latency_ms"), strict=True)}
+    chosen = [
+        ([space.positions[name] for name in site.scope], [op.op_id if op else None for op in cells])
+        for site, cells in zip(space.sites, space.site_ops, strict=True)
+        if site.scope
+    ]
+    return ms, chosen
+
+
 def plain_loop(space: SearchSpace, table: CostTable) -> Callable[[list[list[int]]], list[float]]:
     """Return what search code without lutbuilder does: a dictionary keyed by strings, looked up op by op."""
-    ms = {
-        op.label(): float(cost) for op, cost in zip(space.ops(), table.column(space.ops(), "latency_ms"), strict=True)
-    }
+    ms, chosen = labels(space, table)
     fixed = compile_space(space, table).fixed
-    chosen = [(site.scope, ops) for site, ops in zip(space.sites, space.site_ops, strict=True) if site.scope]
-    if any(len(scope) != 1 for scope, _ in chosen):
-        sys.exit(f"the plain loop knows spaces of one variable a site, {space.name} has more")
-    labels = [(space.positions[scope[0]], [op.label() if op else None for op in ops]) for scope, ops in chosen]
+    sites = [([(v, space.sizes[v]) for v in scope], names) for scope, names in chosen]
 
     def run(archs: list[list[int]]) -> list[float]:
         costs = []
         for arch in archs:
             total = fixed
-            for column, names in labels:
-                name = names[arch[column]]
+            for scope, names in sites:
+                cell = 0
+                for variable, size in scope:
+                    cell = cell * size + arch[variable]
+                name = names[cell]
                 if name is not None:
                     total += ms[name]
             costs.append(total)
@@ -61,81 +85,197 @@ def plain_loop(space: SearchSpace, table: CostTable) -> Callable[[list[list[int]
     return run
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Return how long one call took, in s."""
-    start = time.perf_counter()
+def reference_loop(space: SearchSpace, table: CostTable) -> Callable[[list[torch.Tensor]], torch.Tensor]:
+    """Return expected latency as reference search code writes it: a look-up by string and a product a candidate op."""
+    ms, chosen = labels(space, table)
+    fixed = compile_space(space, table).fixed
+    sites = [
+        (scope, list(itertools.product(*(range(space.sizes[v]) for v in scope))), names) for scope, names in chosen
+    ]
+
+    def run(logits: list[torch.Tensor]) -> torch.Tensor:
+        probs = [torch.softmax(vector, -1) for vector in logits]
+        total = torch.tensor(fixed)
+        for scope, cells, names in sites:
+            for cell, name in zip(cells, names, strict=True):
+                if name is not None:
+                    mass = probs[scope[0]][cell[0]]
+                    for variable, number in zip(scope[1:], cell[1:], strict=True):
+                        mass = mass * probs[variable][number]
+                    total = total + mass * ms[name]
+        return total
+
+    return run
+
+
+def cpu_s(call: Callable[[], object]) -> float:
+    """Return the CPU time one call took, in s."""
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def step_us(latency: ExpectedLatency, *, per_variable: bool) -> float:
+def step_us(call: Callable[[], torch.Tensor], leaves: list[torch.Tensor], steps: int) -> float:
     """Return the median of forward + backward in us, for one distribution over archs."""
-    variables = latency.compiled.space.variables
-    padded = torch.zeros(latency.shape, requires_grad=True)
-    vectors = [torch.zeros(len(v.values), requires_grad=True) for v in variables]
-    leaves = vectors if per_variable else [padded]
 
     def step() -> None:
         for leaf in leaves:
             leaf.grad = None
-        latency(vectors if per_variable else padded).backward()
+        call().backward()
 
-    return median(seconds(step) for _ in range(STEPS)) * 1e6
+    return median(cpu_s(step) for _ in range(steps)) * 1e6
 
 
-def measure(space: SearchSpace, table: CostTable, rounds: int) -> dict[str, float]:
-    """Return every figure by name; the unit is in the name."""
-    torch.set_num_threads(1)
-    compile_s = seconds(lambda: compile_space(space, table))
+def measure_predict(space: SearchSpace, table: CostTable, rounds: int) -> dict[str, float]:
+    """Archs per second: packed, plain encodings, a per-op loop; and a plain read of the bytes packed archs move."""
     compiled = compile_space(space, table)
-    latency = ExpectedLatency(table, space)
     archs = space.sample(np.random.default_rng(0), ARCHS).astype(np.int8)
+    once = compiled.pack(archs)
+    packed = PackedArchs(packing=once.packing, columns=tuple(np.tile(column, REPEATS) for column in once.columns))
+    moved = np.ones((packed.nbytes + 8 * len(packed)) // 8, np.uint64)  # codes in, costs out
     few = archs[:LOOP_ARCHS].tolist()
     loop = plain_loop(space, table)
-    worst = float(np.abs(compiled.predict(archs[:LOOP_ARCHS]) - loop(few)).max())
+    slow = np.array(loop(few))
+    worst = max(np.abs(compiled.predict(given)[:LOOP_ARCHS] - slow).max() for given in (archs, once))
     if worst > 1e-9:
         sys.exit(f"predict and the plain loop differ by {worst} ms")
-    step_us(latency, per_variable=False), step_us(latency, per_variable=True)  # both warm
-    predict, plain, padded, listed = [], [], [], []
-    for _ in range(rounds):
-        predict.append(ARCHS / seconds(lambda: compiled.predict(archs)))
-        plain.append(LOOP_ARCHS / seconds(lambda: loop(few)))
-        padded.append(step_us(latency, per_variable=False))
-        listed.append(step_us(latency, per_variable=True))
+    rates: dict[str, list[float]] = {"packed": [], "encodings": [], "plain_loop": [], "memory_read": []}
+    for number in range(rounds + 1):
+        seen = {
+            "packed": len(packed) / cpu_s(lambda: compiled.predict(packed)),
+            "encodings": ARCHS / cpu_s(lambda: compiled.predict(archs)),
+            "plain_loop": LOOP_ARCHS / cpu_s(lambda: loop(few)),
+            "memory_read": len(packed) / cpu_s(moved.max),
+        }
+        if number:  # the first warms everything
+            for name, rate in seen.items():
+                rates[name].append(rate)
+    figures = {f"{name}_archs_per_s": median(seen) for name, seen in rates.items()}
+    figures["packed_bytes_per_arch"] = once.nbytes / len(once)
+    for name in ("encodings", "plain_loop"):
+        figures[f"packed_over_{name}"] = median(p / q for p, q in zip(rates["packed"], rates[name], strict=True))
+    figures["encodings_over_plain_loop"] = median(
+        p / q for p, q in zip(rates["encodings"], rates["plain_loop"], strict=True)
+    )
+    figures["memory_read_over_packed"] = median(
+        p / q for p, q in zip(rates["memory_read"], rates["packed"], strict=True)
+    )
+    return figures
+
+
+def measure_expected(space: SearchSpace, table: CostTable, rounds: int) -> dict[str, float]:
+    """Forward + backward of one distribution: one padded tensor, a tensor a variable, and a per-op Python loop."""
+    latency = ExpectedLatency(table, space)
+    padded = torch.zeros(latency.shape, requires_grad=True)
+    vectors = [torch.zeros(size, requires_grad=True) for size in space.sizes]
+    loop = reference_loop(space, table)
+    if not torch.isclose(latency(padded).float(), loop(vectors), rtol=1e-4):
+        sys.exit(f"ExpectedLatency says {float(latency(padded))}, the loop {float(loop(vectors))}")
+    spent: dict[str, list[float]] = {"padded": [], "per_variable": [], "reference_loop": []}
+    for number in range(rounds + 1):
+        seen = {
+            "padded": step_us(lambda: latency(padded), [padded], STEPS),
+            "per_variable": step_us(lambda: latency(vectors), vectors, STEPS),
+            "reference_loop": step_us(lambda: loop(vectors), vectors, LOOP_STEPS),
+        }
+        if number:
+            for name, us in seen.items():
+                spent[name].append(us)
+    figures = {f"{name}_us": median(seen) for name, seen in spent.items()}
+    for name in ("padded", "per_variable"):
+        figures[f"reference_loop_over_{name}"] = median(
+            p / q for p, q in zip(spent["reference_loop"], spent[name], strict=True)
+        )
+    return figures
+
+
+def measure_compile(rounds: int) -> dict[str, float]:
+    """Compile a large space against a LUT file: with every hash still to compute, and once more."""
+    first, again, load = [], [], []
+    rows = [
+        example_row(op, latency_ms=ms, latency_lo_ms=0.99 * ms, latency_hi_ms=1.01 * ms)
+        for op in spaces.get(COMPILED).ops()
+        for ms in [synthetic_table().cost(op)]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = publish(rows, example_meta(), folder=Path(folder)).path
+        for _ in range(rounds):
+            space = spaces.get(COMPILED)
+            sites = sum(map(len, space.site_ops))  # built before the clock starts: this is no part of compiling
+            load.append(cpu_s(lambda: Lut.load(path)))
+            lut = Lut.load(path)
+            op._op_id.cache_clear()  # as in a process that has just started
+            compiling = partial(compile_space, space, lut)
+            first.append(cpu_s(compiling))
+            again.append(cpu_s(compiling))
     return {
-        "predict_archs_per_s": median(predict),
-        "plain_loop_archs_per_s": median(plain),
-        "predict_over_plain_loop": median(p / q for p, q in zip(predict, plain, strict=True)),
-        "forward_backward_padded_us": median(padded),
-        "forward_backward_per_variable_us": median(listed),
-        "compile_ms": compile_s * 1e3,
+        "ops": float(len(rows)),
+        "cells": float(sites),
+        "load_lut_ms": median(load) * 1e3,
+        "first_ms": median(first) * 1e3,
+        "again_ms": median(again) * 1e3,
     }
+
+
+def show(name: str, figures: dict[str, dict[str, float]]) -> None:
+    """Print the figures of one space."""
+    print(f"\n{name}")
+    for what, unit, scale, digits in (
+        ("packed_archs_per_s", "million archs/s", 1e6, 1),
+        ("encodings_archs_per_s", "million archs/s", 1e6, 1),
+        ("plain_loop_archs_per_s", "million archs/s", 1e6, 3),
+        ("packed_over_plain_loop", "x", 1, 0),
+        ("encodings_over_plain_loop", "x", 1, 0),
+        ("packed_bytes_per_arch", "bytes", 1, 0),
+        ("memory_read_archs_per_s", "million archs/s", 1e6, 0),
+        ("memory_read_over_packed", "x: what is left to a plain read of the codes and costs", 1, 1),
+        ("padded_us", "us, forward + backward", 1, 0),
+        ("per_variable_us", "us, forward + backward", 1, 0),
+        ("reference_loop_us", "us, forward + backward", 1, 0),
+        ("reference_loop_over_padded", "x", 1, 0),
+        ("reference_loop_over_per_variable", "x", 1, 0),
+        ("ops", "ops", 1, 0),
+        ("cells", "cells of all sites", 1, 0),
+        ("load_lut_ms", "ms", 1, 1),
+        ("first_ms", "ms", 1, 1),
+        ("again_ms", "ms", 1, 1),
+    ):
+        for part in figures.values():
+            if what in part:
+                print(f"  {what:34} {part[what] / scale:12,.{digits}f} {unit}")
 
 
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lut", help="a LUT to use instead of the synthetic one")
-    parser.add_argument("--space", default="proxyless")
+    parser.add_argument("--lut", help="a LUT to use instead of the synthetic one, for --space alone")
+    parser.add_argument("--space")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     table: CostTable = synthetic_table()
     batch = 1
     if given.lut:
         lut = Lut.load(given.lut)
         table, batch = lut, lut.meta.target.batch
-    figures = measure(spaces.get(given.space, batch=batch), table, given.rounds)
+    predicted, differentiated = ((given.space,),) * 2 if given.space else (PREDICTED, DIFFERENTIATED)
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for name in dict.fromkeys((*predicted, *differentiated)):
+        space = spaces.get(name, batch=batch)
+        figures[name] = {}
+        if name in predicted:
+            figures[name]["predict"] = measure_predict(space, table, given.rounds)
+        if name in differentiated:
+            figures[name]["expected"] = measure_expected(space, table, given.rounds)
+    if not given.space:
+        figures[COMPILED] = {"compile": measure_compile(given.rounds)}
     if given.json:
-        print(json.dumps({"space": given.space, "lut": given.lut, "rounds": given.rounds, **figures}))
+        print(json.dumps({"lut": given.lut, "rounds": given.rounds, "spaces": figures}))
         return
-    print(f"{given.space}, {given.lut or 'synthetic LUT'}, one core, median of {given.rounds} interleaved rounds")
-    print(f"predict                       {figures['predict_archs_per_s'] / 1e6:8.1f} million archs/s")
-    print(f"plain per-op loop             {figures['plain_loop_archs_per_s'] / 1e6:8.3f} million archs/s")
-    print(f"predict / plain loop          {figures['predict_over_plain_loop']:8.0f} x")
-    print(f"forward + backward, padded    {figures['forward_backward_padded_us']:8.0f} us")
-    print(f"forward + backward, per layer {figures['forward_backward_per_variable_us']:8.0f} us")
-    print(f"compile space against LUT     {figures['compile_ms']:8.1f} ms")
+    print(f"{given.lut or 'synthetic LUT'}, CPU time of one thread, medians of {given.rounds} interleaved rounds")
+    for name, parts in figures.items():
+        show(name, parts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lutbuilder.cli import agents, calibrate, collect, devices, doctor, luts, spaces, validate
+from lutbuilder.cli import agents, calibrate, collect, devices, doctor, luts, search, spaces, validate
 
 app = typer.Typer(
     name="lutbuilder",
@@ -45,6 +45,7 @@ def lutbuilder(
 app.command()(collect.collect)
 app.command()(calibrate.calibrate)
 app.command()(validate.validate)
+app.command()(search.search)
 app.add_typer(luts.app, name="luts")
 app.command()(devices.devices)
 app.add_typer(spaces.app, name="spaces")

@@ -87,6 +87,29 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+_UNITS = {
+    "ms": {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3},
+    "mj": {"uj": 1e-3, "µj": 1e-3, "mj": 1.0, "j": 1e3},
+}
+
+
+def amount(text: str, *, option: str, column: str) -> float:
+    """Return `12ms`, `900us` or `30mJ` in the unit of `column` (ms, mj); a plain number where a column has none."""
+    body = text.strip().lower()
+    units = _UNITS.get(column.rpartition("_")[2])
+    number = body.rstrip("abcdefghijklmnopqrstuvwxyzµ ")
+    unit = body[len(number) :].strip()
+    if not _NUMBER.fullmatch(number) or unit not in (units if units is not None else {""}):
+        example = {"ms": "12ms or 900us", "mj": "30mJ"}.get(column.rpartition("_")[2], "1000000")
+        raise SpecError(f"{option} {text!r} is no amount of {column}; write it as {example}")
+    return float(number) * (units[unit] if units is not None else 1.0)
+
+
+def unit_of(column: str) -> str:
+    """Return the unit of a column as people write it behind a number, with a space; nothing where it has none."""
+    return {"ms": " ms", "mj": " mJ"}.get(column.rpartition("_")[2], "")
+
+
 def percent_text(value: float | None, digits: int = 1) -> str:
     """Return 0.0123 as `1.2 %`; `-` when it is not known."""
     return "-" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"

@@ -22,6 +22,7 @@ from lutbuilder_agent.errors import ShapeError, SpecError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lutbuilder.nas.packed import PackedArchs
     from lutbuilder.spaces.space import SearchSpace
 
 Kind = Literal["logits", "probs"]
@@ -43,8 +44,9 @@ class ExpectedLatency(nn.Module):
     valid: Tensor  # (n_variables, most values): which entries of a padded tensor are values
     _padding: Tensor
     _fixed: Tensor
-    _unary: Tensor
-    _unary_forbidden: Tensor
+    _places: Tensor
+    _costs: Tensor
+    _forbidden: Tensor
 
     def __init__(
         self,
@@ -84,22 +86,23 @@ class ExpectedLatency(nn.Module):
         it, unless `validate=False` (worth it on a GPU, where looking at the values waits for the device).
         """
         if kind == "logits":
-            probs = torch.softmax(self._padded(choices, -math.inf), dim=-1)
+            probs = torch.softmax(self._padded(choices, -math.inf), dim=-1, dtype=self._costs.dtype)
         elif kind == "probs":
             probs = self._padded(choices, 0.0)
             if validate:
                 self._check_probs(probs)
         else:
             raise SpecError(f"kind must be 'logits' or 'probs', got {kind!r}")
-        expected = self._weigh(probs, self._unary, "cost") + self._fixed
+        mass = self._mass(probs)
+        expected = mass @ self._costs + self._fixed
         if self._infeasible:
             with torch.no_grad():
-                mass = self._weigh(probs, self._unary_forbidden, "forbidden")
-                penalty = torch.zeros_like(mass).masked_fill(mass > 0, math.inf)
+                forbidden = mass @ self._forbidden
+                penalty = torch.zeros_like(forbidden).masked_fill(forbidden > 0, math.inf)
             expected = expected + penalty
         return expected
 
-    def predict(self, archs: NDArray[Any]) -> Floats:
+    def predict(self, archs: NDArray[Any] | PackedArchs) -> Floats:
         """Return the latency of each arch in ms; see `CompiledSpace.predict`."""
         return self._compiled.predict(archs)
 
@@ -153,48 +156,55 @@ class ExpectedLatency(nn.Module):
     # --- Buffers that follow from the costs
 
     def _adopt(self, compiled: CompiledSpace) -> None:
-        """Take over `compiled`: the fast path's padded table, and one stack for each shape of larger sites."""
+        """Take over `compiled`: every cell of every factor end to end, its cost and the places of its probabilities.
+
+        A place is a position in the flattened padded probabilities. One gather and a few products over all cells beat
+        a contraction a factor, whose overhead is that of a hundred times as many cells: 0.2 instead of 3 ms for
+        AlphaNet's 15 factors.
+        """
         self._compiled = compiled
         self._provenance = compiled.provenance
         self._infeasible = bool(compiled.infeasible)
         like = self.site_costs
         rows, columns = self.shape
+        factors = compiled.factors
+        axes = max((len(factor.scope) for factor in factors), default=1)
+        costs = np.concatenate([np.empty(0), *(factor.values.ravel() for factor in factors)])
+        places = np.full((axes, len(costs)), rows * columns)  # for an axis a factor lacks: behind them all, where 1 is
+        start = 0
+        for factor in factors:
+            end = start + factor.values.size
+            for axis, numbers in enumerate(np.indices(factor.values.shape)):
+                places[axis, start:end] = factor.scope[axis] * columns + numbers.ravel()
+            start = end
+        if axes == 1:  # one variable a cell: laid out as the probabilities are, the costs need no gather
+            costs, single = np.zeros(rows * columns), costs
+            costs[places[0]] = single
+            places = places[:0]
+        infinite = np.isinf(costs)
         valid = np.arange(columns) < np.array(compiled.space.sizes)[:, None]
-        unary = np.zeros((rows, columns))
-        stacks: dict[tuple[int, ...], list[tuple[tuple[int, ...], Floats]]] = {}
-        for site in compiled.sites:
-            if len(site.scope) == 1:
-                unary[site.scope[0], : site.costs.size] += site.costs
-            elif site.scope:
-                stacks.setdefault(site.costs.shape, []).append((site.scope, site.costs))
         self._derive("valid", torch.tensor(valid, device=like.device))
         self._derive("_padding", ~self.valid)
         self._derive("_fixed", like.new_tensor(compiled.fixed))
-        self._derive("_unary", like.new_tensor(np.where(np.isinf(unary), 0.0, unary)))
-        self._derive("_unary_forbidden", like.new_tensor(np.isinf(unary)))
-        self._stacks = tuple(stacks)
-        for number, members in enumerate(stacks.values()):
-            costs = np.stack([costs for _, costs in members])
-            scopes = torch.tensor([scope for scope, _ in members], device=like.device)
-            self._derive(f"_scopes{number}", scopes)
-            self._derive(f"_cost{number}", like.new_tensor(np.where(np.isinf(costs), 0.0, costs)))
-            self._derive(f"_forbidden{number}", like.new_tensor(np.isinf(costs)))
+        self._derive("_places", torch.tensor(places.ravel(), device=like.device))
+        self._derive("_costs", like.new_tensor(np.where(infinite, 0.0, costs)))
+        self._derive("_forbidden", like.new_tensor(infinite))
 
     def _derive(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
 
-    def _weigh(self, probs: Tensor, unary: Tensor, what: str) -> Tensor:
-        """Return the sum over all sites of table times joint probability; `what` names the stacks' tables."""
-        total = (probs * unary).sum((-2, -1))
-        for number, shape in enumerate(self._stacks):
-            table: Tensor = getattr(self, f"_{what}{number}")
-            scopes: Tensor = getattr(self, f"_scopes{number}")
-            operands: list[Any] = [table, [..., *range(len(shape) + 1)]]
-            for axis, size in enumerate(shape):
-                vectors = probs.index_select(-2, scopes[:, axis])[..., :size]
-                operands += [vectors.to(table.dtype), [..., 0, axis + 1]]
-            total = total + torch.einsum(*operands, [...])
-        return total
+    def _mass(self, probs: Tensor) -> Tensor:
+        """Return the joint probability of every cell, shape (..., cells): the product over the cell's variables."""
+        places, cells = self._places, len(self._costs)
+        flat = probs.flatten(-2).to(self._costs.dtype)
+        if not len(places):
+            return flat
+        gathered = nn.functional.pad(flat, (0, 1), value=1.0).index_select(-1, places)
+        mass: Tensor
+        mass, *others = gathered.view(*flat.shape[:-1], -1, cells).unbind(-2)
+        for other in others:
+            mass = mass * other
+        return mass
 
     # --- Input
 

@@ -39,11 +39,16 @@ COMMANDS = (
     "luts show",
     "luts lint",
     "luts diff",
+    "luts import",
+    "luts export",
+    "luts formats",
     "devices",
     "spaces",
     "spaces show",
+    "spaces coverage",
     "agents",
     "doctor",
+    "search",
 )
 
 
@@ -202,7 +207,7 @@ def test_the_parser_used_above_refuses_what_does_not_exist():
 
 
 def test_command_lines_in_the_docs_are_understood(root):
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/spaces.md"):
         text = (root / name).read_text(encoding="utf-8")
         lines = re.findall(
             r"^(?:\$ )?(lutbuilder (?:collect|validate|luts|devices|spaces|agents|doctor)\b[^`#\n]*)", text, re.M

@@ -21,6 +21,7 @@ def test_released_codes_and_exit_statuses_stay():
         "internal": 70,
         "bad_spec": 65,
         "bad_shape": 65,
+        "infeasible": 65,
         "unknown_name": 64,
         "missing_extra": 69,
         "runtime_unavailable": 69,
@@ -42,6 +43,7 @@ def test_released_codes_and_exit_statuses_stay():
         "lut_conflict": 65,
         "lut_not_writable": 73,
         "lut_noisy": 65,
+        "bad_table": 65,
         "op_not_in_lut": 66,
         "interrupted": 130,
     }

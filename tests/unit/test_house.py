@@ -196,7 +196,7 @@ def run_script(root: Path, *words: str) -> str:
 
 
 def test_every_example_has_a_test(root):
-    assert {path.name for path in (root / "examples").glob("*.py")} == {"search_proxyless.py"}
+    assert {path.name for path in (root / "examples").glob("*.py")} == {"accuracy_by_size.py", "search_proxyless.py"}
 
 
 def test_the_search_example_meets_its_target(root, proxyless_lut):

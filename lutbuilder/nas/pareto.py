@@ -1,0 +1,344 @@
+"""The best archs a cost can buy: the exact front of cost against an additive score, and the best score under a budget.
+
+Both go along the chain of the space and keep, in every state, only what could still be best. `best_under` is always
+exact. An exact front can be as long as the space is rich; with ticks it is as long as the costs have ticks, and says
+how much cheaper an arch could still be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutbuilder.nas.budget import MAX_BYTES, AdditiveScore, Archs, Budget, described
+from lutbuilder.nas.chain import Amount, Chain, Ints, Step
+from lutbuilder.nas.compiled import CompiledSpace, Floats
+from lutbuilder.nas.ticks import TickedChain
+from lutbuilder_agent.errors import Infeasible, SpecError
+
+_SAME = 1e-12  # of the largest cost or score: what differs by less is a rounding error, not another point of a front
+_MAX_POINTS = 10_000_000  # kept of an exact front, partial archs included; 28 bytes each
+_MAX_EXTENDED = 50_000_000  # points looked at together
+_SEARCH_TICKS = 8192  # of the bounds that `best_under` prunes with; its answer is exact at any
+_LEAST_TICKS = 1 << 20  # of the whole range, where the budget leaves next to nothing of it
+_CHUNK = 1 << 21
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Front:
+    """Archs none of which another one beats, (N, n_variables), in ascending order of cost and of score.
+
+    For every arch of the space (and at least `cost_error` within the budget) one of these has no lower score and costs
+    at most `cost_error` more; 0: the front is exact.
+    """
+
+    archs: Archs
+    costs: Floats
+    scores: Floats
+    cost_error: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Best:
+    """The arch with the highest score within a budget, (n_variables,), and what it costs and scores."""
+
+    arch: Archs
+    cost: float
+    score: float
+
+
+def pareto_front(
+    compiled: CompiledSpace, score: AdditiveScore, *, budget: Budget | None = None, tick: float | None = None
+) -> Front:
+    """Return the archs of no higher cost and no lower score than any other; one arch for each such pair.
+
+    tick: costs are taken in whole ticks, for spaces whose exact front would be too long; `cost_error` of the front says
+    what that leaves open. Raises Infeasible if no arch is within the budget, SpecError if the front is too long to be
+    exact (it names a tick) or the budget has a lower limit.
+    """
+    chain, high = _limited(compiled, score, budget or Budget(math.inf), () if tick is None else (tick,))
+    if tick is None:
+        archs, cost_error = _exact_front(chain, high), 0.0
+    else:
+        archs, cost_error = _ticked_front(chain, high, tick)
+    costs, scores = compiled.predict(archs), score.score(archs)
+    within = np.flatnonzero(costs <= high)
+    scales = _scales(chain)
+    kept = within[_undominated(np.rint(costs[within] / scales[0]), np.rint(scores[within] / scales[1]))]
+    return Front(archs=archs[kept], costs=costs[kept], scores=scores[kept], cost_error=cost_error)
+
+
+def best_under(compiled: CompiledSpace, score: AdditiveScore, budget: Budget) -> Best:
+    """Return an arch of the highest score within `budget`; exact, whatever the costs are.
+
+    Searches backwards from the end of the chain and prunes what even the best beginning, its cost rounded down to
+    ticks, cannot make better than an arch already found. Raises Infeasible if no arch is within the budget, SpecError
+    if the budget has a lower limit.
+    """
+    chain, high = _limited(compiled, score, budget, ())
+    lowest, highest = float(chain.lowest(0)[-1][0]), float(chain.highest(0)[-1][0])
+    tick = max((min(high, highest) - lowest) / _SEARCH_TICKS, (highest - lowest) / _LEAST_TICKS)
+    ticked = TickedChain.of(chain, [tick or 1.0])  # 0: all archs cost the same
+    widths = ticked.widths([_last_tick(ticked, high - float(ticked.error_low[-1][0, 0]))])
+    tables = _best_scores(ticked, widths)
+    found = _first_guess(compiled, ticked, tables, widths, high)
+    better = _better(ticked, tables, high, float(score.score(found[None])[0]))
+    if better is not None:
+        found = better
+    return Best(arch=found, cost=float(compiled.predict(found[None])[0]), score=float(score.score(found[None])[0]))
+
+
+def _limited(
+    compiled: CompiledSpace, score: AdditiveScore, budget: Budget, ticks: Sequence[float]
+) -> tuple[Chain, float]:
+    """The chain of cost and score, and what an arch may cost at most."""
+    if score.space is not compiled.space and score.space.key != compiled.space.key:
+        raise SpecError(f"a score of space {score.space.name!r} does not fit space {compiled.space.name!r}")
+    if budget.min_cost > -math.inf:
+        raise SpecError("the best archs are wanted at any lower cost: leave out the budget's min_cost")
+    if not all(0 < tick < math.inf for tick in ticks):
+        raise SpecError(f"a tick is above 0, got {ticks[0]:g}")
+    amounts = [Amount.cost(compiled), Amount(fixed=score.base, factors=score.factors)]
+    chain = Chain.of(compiled.space, amounts, ticks=ticks)
+    lowest, high = float(chain.lowest(0)[-1][0]), budget.bounds[1]
+    if not math.isfinite(lowest) or not math.isfinite(chain.fixed[1]):
+        raise Infeasible(f"space {compiled.space.name!r} has no arch that can run and has a score")
+    if lowest > high:
+        raise Infeasible(
+            f"no arch of {compiled.space.name!r} costs {budget} in {compiled.provenance.column}; the cheapest costs "
+            f"{lowest:.6g}: {described(compiled.space, chain.least(0))}"
+        )
+    return chain, high
+
+
+def _scales(chain: Chain) -> tuple[float, float]:
+    """What makes no difference, in cost and in score."""
+    cost, score = (
+        _SAME * max(abs(float(chain.lowest(amount)[-1][0])), abs(float(chain.highest(amount)[-1][0])), 1e-280)
+        for amount in range(2)
+    )
+    return cost, score
+
+
+def _undominated(costs: Floats, scores: Floats) -> Ints:
+    """Return the points that no other one is as good as in both, and better in one; in ascending order, ties once."""
+    order = np.argsort(costs, kind="stable")  # made of sorted runs, mostly
+    best = np.maximum.accumulate(scores[order])
+    rises = np.ones(len(order), dtype=np.bool_)
+    rises[1:] = best[1:] > best[:-1]
+    kept = order[rises]
+    dearer = np.ones(len(kept), dtype=np.bool_)  # of points of one cost the last is the best
+    dearer[:-1] = costs[kept[1:]] > costs[kept[:-1]]
+    return kept[dearer]
+
+
+def _undominated_of_each(groups: Ints, costs: Floats, scores: Floats) -> Ints:
+    """Return the undominated points of every group."""
+    order = np.argsort(groups, kind="stable")
+    ends = np.flatnonzero(np.diff(groups[order], append=-1)) + 1
+    parts = [order[start:end] for start, end in pairwise([0, *ends.tolist()])]
+    kept = [part[_undominated(costs[part], scores[part])] if len(part) > 1 else part for part in parts]
+    return np.concatenate(kept) if kept else order
+
+
+def _ranges(starts: Ints, counts: Ints) -> Ints:
+    """Return start, start + 1, ... of each of the ranges, one after the other."""
+    ends = np.cumsum(counts)
+    found: Ints = np.arange(int(counts.sum())) + np.repeat(starts - (ends - counts), counts)
+    return found
+
+
+# --- The exact front
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Points:
+    """Undominated partial archs of every state between two steps, those of a state together."""
+
+    starts: Ints  # where the points of each state begin, (n_states + 1,)
+    costs: Floats
+    scores: Floats
+    parents: Ints  # the point before the step
+    cells: NDArray[np.int32]
+
+
+def _exact_front(chain: Chain, high: float) -> Archs:
+    scales = _scales(chain)
+    points = [
+        _Points(
+            starts=np.array([0, 1]),
+            costs=np.array([chain.fixed[0]]),
+            scores=np.array([chain.fixed[1]]),
+            parents=np.zeros(1, dtype=np.int64),
+            cells=np.zeros(1, dtype=np.int32),
+        )
+    ]
+    kept = 0
+    for step, rest in zip(chain.steps, chain.rest(0)[1:], strict=True):
+        most = np.full(len(rest), -math.inf)  # where there is no way to the end
+        np.subtract(high, rest, out=most, where=np.isfinite(rest))
+        points.append(_extended(points[-1], step, most, scales))
+        kept += len(points[-1].costs)
+        if kept > _MAX_POINTS:
+            raise _too_long(chain, high)
+    at = np.arange(len(points[-1].costs))
+    archs = np.zeros((len(at), chain.n_variables), dtype=np.int16)
+    for step, after in zip(reversed(chain.steps), reversed(points), strict=False):  # the first points have no step
+        step.decide(archs, after.cells[at].astype(np.int64))
+        at = after.parents[at]
+    return archs
+
+
+def _too_long(chain: Chain, high: float) -> SpecError:
+    lowest, highest = float(chain.lowest(0)[-1][0]), min(high, float(chain.highest(0)[-1][0]))
+    return SpecError(
+        f"the exact front has too many points on its way (more than {_MAX_POINTS:,}); count costs in ticks, for "
+        f"example tick={(highest - lowest) / 10_000:.2g}, or lower the budget"
+    )
+
+
+def _extended(before: _Points, step: Step, most: Floats, scales: tuple[float, float]) -> _Points:
+    """The undominated points after a step; `most` is what a point of each state may cost at most."""
+    pairs = step.target * step.n_before + step.source
+    useful = np.zeros(len(step.cells), dtype=np.bool_)
+    useful[_undominated_of_each(pairs, step.amounts[0], step.amounts[1])] = True
+    starts, parts = [0], []
+    for target in range(step.n_after):
+        first, last = step.starts[target], step.starts[target + 1]
+        cells = first + np.flatnonzero(useful[first:last])
+        source = step.source[cells]
+        counts = before.starts[source + 1] - before.starts[source]
+        if counts.sum() > _MAX_EXTENDED:
+            raise SpecError(
+                f"the exact front has too many points on its way ({counts.sum():,} in one step); count costs in ticks"
+            )
+        parents = _ranges(before.starts[source], counts)
+        costs = before.costs[parents] + np.repeat(step.amounts[0, cells], counts)
+        scores = before.scores[parents] + np.repeat(step.amounts[1, cells], counts)
+        kept = _undominated(np.rint(costs / scales[0]), np.rint(scores / scales[1]))
+        kept = kept[costs[kept] <= most[target]]
+        chosen = np.repeat(step.cells[cells], counts)[kept].astype(np.int32)
+        parts.append((costs[kept], scores[kept], parents[kept], chosen))
+        starts.append(starts[-1] + len(kept))
+    costs, scores, parents, chosen = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _Points(starts=np.array(starts), costs=costs, scores=scores, parents=parents, cells=chosen)
+
+
+# --- In ticks
+
+
+def _ticked_front(chain: Chain, high: float, tick: float) -> tuple[Archs, float]:
+    """The best arch of each number of ticks, and by how much one may be dearer than another of no more ticks."""
+    ticked = TickedChain.of(chain, [tick])
+    error_low, error_high = float(ticked.error_low[-1][0, 0]), float(ticked.error_high[-1][0, 0])
+    last = _last_tick(ticked, high - error_low)
+    widths = ticked.widths([last])
+    tables = _best_scores(ticked, widths)
+    upto = np.maximum.accumulate(tables[-1][0])
+    rises = np.flatnonzero(np.diff(upto, prepend=-math.inf) > 0)
+    cost_error = error_high - error_low
+    return _traced(ticked, tables, widths, rises), cost_error if cost_error > _scales(chain)[0] * 1000 else 0.0
+
+
+def _last_tick(ticked: TickedChain, high: float) -> int:
+    """The last tick at which a way to the end may cost `high`; -1: none."""
+    last = (high - float(ticked.lowest[-1][0, 0])) / ticked.ticks[0]
+    return math.floor(min(max(last, -1.0), float(ticked.tops[-1][0, 0])))
+
+
+def _best_scores(ticked: TickedChain, widths: list[Ints]) -> list[Floats]:
+    """The best score in every state at each tick, before the first step and after each; -inf: no way."""
+    taken = sum(8 * width.shape[1] * int(width.max()) for width in widths)
+    if taken > MAX_BYTES:
+        raise SpecError(
+            f"tables of {taken / 1e6:,.0f} MB would be needed, more than {MAX_BYTES / 1e6:,.0f} MB: take a tick of "
+            f"{1.05 * ticked.ticks[0] * taken / MAX_BYTES:.2g}"
+        )
+    tables = [np.full((1, 1), ticked.chain.fixed[1])]
+    for moves, before, after in zip(ticked.moves, widths[:-1], widths[1:], strict=True):
+        table = np.full((after.shape[1], int(after.max())), -math.inf)
+        for number, (into, out_of) in moves.parts(before, after):
+            there = table[into]
+            np.maximum(there, tables[-1][out_of] + moves.gain[number], out=there)
+        tables.append(table)
+    return tables
+
+
+def _traced(ticked: TickedChain, tables: list[Floats], widths: list[Ints], ticks: Ints) -> Archs:
+    """The archs that reach the end at `ticks` with the score of the last table."""
+    archs = np.zeros((len(ticks), ticked.chain.n_variables), dtype=np.int16)
+    chunk = max(1, _CHUNK // max((moves.rows.shape[1] for moves in ticked.moves), default=1))
+    for start in range(0, len(ticks), chunk):
+        part = archs[start : start + chunk]
+        at = ticks[None, start : start + chunk]
+        everyone = np.arange(len(part))
+        states = np.zeros(len(part), dtype=np.int64)
+        for moves, table, width in zip(
+            reversed(ticked.moves), reversed(tables[:-1]), reversed(widths[:-1]), strict=True
+        ):
+            choices, position, exists = moves.into(states, at, width, table.shape)
+            scores = np.where(exists, table.ravel()[position] + moves.gain[choices], -math.inf)
+            chosen = choices[everyone, scores.argmax(axis=1)]
+            moves.step.decide(part, moves.cells[moves.first[chosen]])
+            states, at = moves.source[chosen], at - moves.shift[:, chosen]
+    return archs
+
+
+# --- The best under a budget
+
+
+def _first_guess(
+    compiled: CompiledSpace, ticked: TickedChain, tables: list[Floats], widths: list[Ints], high: float
+) -> Archs:
+    """A good arch that costs at most `high`: the best of those whose ticks are within it, or the cheapest of all."""
+    scores = tables[-1][0]
+    surely = _last_tick(ticked, high - float(ticked.error_high[-1][0, 0]))
+    candidates = [np.arange(max(surely, -1) + 1, len(scores))]
+    if surely >= 0:
+        candidates.append(np.array([int(scores[: surely + 1].argmax())]))
+    ticks = np.concatenate(candidates)
+    ticks = ticks[np.isfinite(scores[ticks])]
+    archs = _traced(ticked, tables, widths, ticks[np.argsort(-scores[ticks], kind="stable")])
+    within = np.flatnonzero(compiled.predict(archs) <= high)
+    return archs[within[0]] if len(within) else ticked.chain.least(0)
+
+
+def _better(ticked: TickedChain, tables: list[Floats], high: float, found: float) -> Archs | None:
+    """The best arch of a score above `found` that costs at most `high`; None if there is none."""
+    chain, tick = ticked.chain, ticked.ticks[0]
+    upto = [np.maximum.accumulate(table, axis=1) for table in tables]
+    scale = _scales(chain)[1]
+    states, costs, scores = np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros(1)
+    ways: list[tuple[Step, Ints, Ints]] = []
+    for place in reversed(range(len(chain.steps))):
+        step = chain.steps[place]
+        counts = step.starts[states + 1] - step.starts[states]
+        if counts.sum() > _MAX_EXTENDED:
+            raise SpecError(f"the best arch has too many near rivals ({counts.sum():,} in one step) to be told apart")
+        cells = _ranges(step.starts[states], counts)
+        parents = np.repeat(np.arange(len(states)), counts)
+        source = step.source[cells]
+        cost = costs[parents] + step.amounts[0, cells]
+        gained = scores[parents] + step.amounts[1, cells]
+        # A beginning that costs this much has no more ticks than that; the best score up to there is the most it adds.
+        left = (high - cost - ticked.lowest[place][0, source] - ticked.error_low[place][0, source]) / tick
+        at = np.clip(left, -1, upto[place].shape[1] - 1).astype(np.int64)
+        most = np.where(left >= 0, upto[place][source, np.maximum(at, 0)] + gained, -math.inf)
+        kept = np.flatnonzero(most > found + scale)
+        kept = kept[_undominated_of_each(source[kept], cost[kept], gained[kept])]
+        ways.append((step, cells[kept], parents[kept]))
+        states, costs, scores = source[kept], cost[kept], gained[kept]
+    if not len(states):
+        return None
+    at = np.array([int(scores.argmax())])
+    arch = np.zeros((1, chain.n_variables), dtype=np.int16)
+    for step, cells, parents in reversed(ways):
+        step.decide(arch, step.cells[cells[at]])
+        at = parents[at]
+    best: Archs = arch[0]
+    return best
