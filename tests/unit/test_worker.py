@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -99,9 +100,10 @@ class Bench:
         """Start a thread that calls `then(child)` as soon as the child has finished a visit of the round it is in."""
         (child,) = self.children()
         journal = shared_file(child, 2)
+        before = journal.stat().st_size  # of the round that is over; the next one starts by emptying it
 
         def watch() -> None:
-            wait_for(lambda: journal.stat().st_size > 0)
+            wait_for(lambda: 0 < journal.stat().st_size < (before or math.inf))
             then(child)
 
         thread = threading.Thread(target=watch)

@@ -39,6 +39,8 @@ STATUS: Mapping[str, str] = {  # error code -> name of a grpc.StatusCode
     "lut_not_writable": "FAILED_PRECONDITION",
     "lut_noisy": "FAILED_PRECONDITION",
     "op_not_in_lut": "NOT_FOUND",
+    "bad_table": "INVALID_ARGUMENT",
+    "infeasible": "FAILED_PRECONDITION",
     "interrupted": "CANCELLED",
 }
 
