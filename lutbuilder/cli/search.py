@@ -229,7 +229,7 @@ def _as_data(
     rows = _rows(request, outcome, shown)
     return {
         "space": request.space.name,
-        "lut": {"name": request.lut.name, "version": request.lut.version, "path": request.lut.path},
+        "lut": {"name": request.lut.name, "version": request.lut.version, "path": str(request.lut.path)},
         "method": request.method,
         "seed": request.seed,
         "limits": [

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lutbuilder.lut import Lut
     from lutbuilder.op import OpSpec
     from lutbuilder.spaces import SearchSpace
+    from lutbuilder.urls import Place
 
 INCOMPLETE = 1  # exit status of `coverage`
 _LISTED = 100  # ops that `show` lists unless it is asked for all
@@ -153,7 +154,7 @@ def coverage(
         raise typer.Exit(INCOMPLETE)
 
 
-def _open(lut: str, luts: Path) -> Lut:
+def _open(lut: str, luts: Place) -> Lut:
     from lutbuilder.lut import Lut
 
     return Lut.load(lut, folder=luts)
