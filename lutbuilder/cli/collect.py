@@ -27,7 +27,9 @@ def collect(
     device: Annotated[
         str, typer.Option(help="What to measure: cpu is this machine; see `lutbuilder devices`.")
     ] = "cpu",
-    space: Annotated[str, typer.Option(help="Search space or a .toml file; see `lutbuilder spaces`.")] = "proxyless",
+    space: Annotated[
+        str, typer.Option(help="Search space, .toml file, or mine:space of mine.py; see `lutbuilder spaces`.")
+    ] = "proxyless",
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, litert or torch [default: the device's].", show_default=False)
     ] = None,

@@ -188,7 +188,7 @@ def test_every_example_is_understood_by_the_parser(cli, command):
 
 def parse(line: str) -> None:
     """Parse a command line without running it; any word the program does not know is an error."""
-    words = shlex.split(re.sub(r"<[a-z]+>", "x", re.sub(r'"\$\(.*\)"', "x", line)))[1:]
+    words = shlex.split(re.sub(r"<[a-z]+>|\bN\b", "1", re.sub(r'"\$\(.*\)"', "x", line)))[1:]
     command = typer.main.get_command(app)
     with command.make_context("lutbuilder", words, resilient_parsing=False) as context:
         while getattr(command, "commands", None):
@@ -207,14 +207,15 @@ def test_the_parser_used_above_refuses_what_does_not_exist():
 
 
 def test_command_lines_in_the_docs_are_understood(root):
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/spaces.md"):
-        text = (root / name).read_text(encoding="utf-8")
-        lines = re.findall(
-            r"^(?:\$ )?(lutbuilder (?:collect|validate|luts|devices|spaces|agents|doctor)\b[^`#\n]*)", text, re.M
-        )
+    commands = "|".join(command.name or command.callback.__name__ for command in app.registered_commands)
+    groups = "|".join(group.name for group in app.registered_groups)
+    for path in (root / "README.md", root / "CONTRIBUTING.md", root / "CHANGELOG.md", *(root / "docs").rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        lines = re.findall(rf"^(?:\$ )?(lutbuilder (?:{commands}|{groups})\b[^`#\n]*)", text, re.M)
+        lines += re.findall(r"`(lutbuilder (?!--help)[^`]*--[^`]*)`", text)  # in a sentence, with options
         for line in lines:
             parse(line)
-        assert lines or name != "README.md"
+        assert lines or path.name != "README.md"
 
 
 def test_the_version_is_the_package_version(cli):
