@@ -73,6 +73,8 @@ class Figures:
     n_networks: int
     n_instances: int  # of the network with the fewest
     session_scale: float | None
+    ops_scale: float | None
+    published_by_ops: Errors | None  # the table as published, at the scale told by ops instead of carriers
     published: Errors | None  # the table as published
     pooled: Errors | None  # with the validation's op visits pooled in
     ops_alone: Errors | None  # as published, without its in-situ rows
@@ -194,6 +196,8 @@ def run_session(number: int, options: Options, folder: Path, run: Run) -> Figure
         n_networks=report["lut_sum"]["n"],
         n_instances=min(network["n_instances"] for network in report["networks"]),
         session_scale=report["session_scale"],
+        ops_scale=report["ops_scale"],
+        published_by_ops=_errors(report["published_by_ops"]),
         published=_errors(report["published"]),
         pooled=_errors(report["lut_sum"]),
         ops_alone=_errors(report["ops_alone"]),
@@ -232,6 +236,7 @@ def lines(figures: Sequence[Figures], options: Options) -> list[str]:
     tables = (
         ("table as published", "0.70 %", [f.published for f in figures]),
         ("this session's op visits pooled in", "0.70 %", [f.pooled for f in figures]),
+        ("table as published, scale told by ops", "", [f.published_by_ops for f in figures]),
         ("table as published, ops as timed alone", "", [f.ops_alone for f in figures]),
         (f"calibrated with {options.calibrate} networks", "0.50 %", [f.calibrated for f in figures]),
         ("medians, no drift model", "", [f.undrifted for f in figures]),
@@ -256,6 +261,7 @@ def lines(figures: Sequence[Figures], options: Options) -> list[str]:
         ("test-retest of a network", "", [percent(f.test_retest_floor) for f in figures]),
         ("sd between instances of a network", "", [percent(f.instance_floor) for f in figures]),
         ("session's scale", "", ["-" if f.session_scale is None else f"{f.session_scale:.4f}" for f in figures]),
+        ("  told by ops", "", ["-" if f.ops_scale is None else f"{f.ops_scale:.4f}" for f in figures]),
         ("validation", "", [f"{f.validate_s:.0f} s" for f in figures]),
     ]  # fmt: skip  # a row of the table reads as a row
     heads = [f"session {f.session}" for f in figures]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lutbuilder.campaign.carriers import carriers_of
 from lutbuilder.campaign.collect import draft, publish_draft, runtime_version, timed_fraction
 from lutbuilder.campaign.estimates import Summary, summarise
 from lutbuilder.campaign.host import hosting
@@ -21,6 +22,7 @@ from lutbuilder.campaign.plan import campaign_ops, overhead_op
 from lutbuilder.campaign.request import OnProgress, ValidateOutcome, ValidateRequest
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec
 from lutbuilder.networks import HeldOut, choose, networks_sha256, read_networks, refuse_fitted, save_networks
+from lutbuilder.stats.calibrate import LEAST_NETWORKS
 from lutbuilder.stats.drift import DriftFit
 from lutbuilder.stats.quality import (
     Accuracy,
@@ -38,6 +40,7 @@ from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutConflict, Sp
 if TYPE_CHECKING:
     from lutbuilder.coordinator.store import CampaignState
     from lutbuilder.lut import Lut, Row
+    from lutbuilder.lut.schema import Carrier
     from lutbuilder.op import OpSpec
     from lutbuilder.spaces import SearchSpace
 
@@ -90,7 +93,11 @@ def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutco
                 ),
                 env_id=agent.fingerprint.env_id,
                 runtime_version=runtime_version(agent, target.runtime),
-                ops=(*anchors(space, base), *(CampaignOp.network(network.ops) for network in networks)),
+                ops=(
+                    *anchors(space, base),
+                    *carriers_of(base),
+                    *(CampaignOp.network(network.ops) for network in networks),
+                ),
                 budget_s=request.budget_s,
                 precision=0.01,
                 max_rounds=request.rounds,
@@ -104,13 +111,15 @@ def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutco
             state = host.run(spec)
             check_list(state.spec, networks)
             made = draft(host, state, agent)
-            merged, _ = merge(base, made.rows, made.meta)
+            merged, merged_meta = merge(base, made.rows, made.meta)
             visits = host.store.visits([spec.key])
             report = make_report(
                 networks,
                 spec,
                 pooled=merged,
                 published=base.rows(),
+                carriers=base.meta.carriers,
+                pooled_carriers=merged_meta.carriers,
                 here=summarise(spec.ops, visits),
                 undrifted=summarise(spec.ops, visits, steady=True),
                 about=About(
@@ -209,12 +218,15 @@ def make_report(
     here: Summary,
     undrifted: Summary,
     about: About,
+    carriers: Sequence[Carrier] = (),
+    pooled_carriers: Sequence[Carrier] = (),
 ) -> ValidationReport:
     """Return the report of a campaign over `networks`.
 
     `here` is the fit of this campaign's visits alone and gives the networks' truth, `undrifted` their plain medians;
-    `published` are the rows of the table as it was, `pooled` those with this campaign's op visits in them. Calibrated
-    rows of `published` are judged beside the measured ones. Networks that were not timed, or of which an op failed, are
+    `published` are the rows of the table as it was, `pooled` those with this campaign's op visits in them, and
+    `carriers` and `pooled_carriers` what either was fitted to. Calibrated rows of `published` are judged beside the
+    measured ones. Networks that were not timed, or of which an op failed, are
     left out. Raises CampaignFailed for fewer than 3 others.
     """
     from lutbuilder.lower import lower_network
@@ -225,7 +237,7 @@ def make_report(
     before = preferred(row for row in published if row.method != "calibrated") or preferred(published)
     now = preferred(row for row in pooled if row.method != "calibrated") or preferred(pooled)
     kept = [net for net in networks if net.op_id in here.by_id and np.isfinite(network_sum(net.ops, now))]
-    scale_now = session_scale(here, as_timed(pooled)) if as_timed(pooled) or not pooled else 1.0
+    scale_now = _scale(here, pooled, pooled_carriers)
     if len(kept) < 3 or scale_now is None:
         raise CampaignFailed(
             f"only {len(kept)} of {len(networks)} networks were timed, and all their ops too, in {about.rounds} "
@@ -235,13 +247,15 @@ def make_report(
     truth = np.array([here.by_id[name].time_ms for name in names])
     predicted = scale_now * network_sums(kept, now)
     alone = as_timed(published)
-    scale = session_scale(here, alone) if alone or not published else 1.0
+    ops_scale = session_scale(here, alone) if alone or not published else 1.0
+    scale = _scale(here, published, carriers)
     scaled = float("nan") if scale is None else scale
     published_ms = scaled * network_sums(kept, before)
+    by_ops_ms = (float("nan") if ops_scale is None or scale == ops_scale else ops_scale) * network_sums(kept, before)
     has_calibrated = any(row.method == "calibrated" for row in published)
     calibrated_ms = scaled * network_sums(kept, preferred(published)) if has_calibrated else np.full(len(kept), np.nan)
     is_in_situ = any(row.method == "in_situ" for row in published)
-    alone_ms = scaled * network_sums(kept, alone) if is_in_situ else np.full(len(kept), np.nan)
+    alone_ms = (ops_scale or float("nan")) * network_sums(kept, alone) if is_in_situ else np.full(len(kept), np.nan)
     plain = {estimate.op_id: estimate.time_ms for estimate in undrifted.rows}
     undrifted_ms = np.array([_gross_sum(net.ops, plain) for net in kept])
     undrifted_truth = np.array([undrifted.by_id[name].time_ms for name in names])
@@ -258,6 +272,7 @@ def make_report(
         published=_accuracy(published_ms, truth),
         calibrated=_accuracy(calibrated_ms, truth),
         ops_alone=_accuracy(alone_ms, truth),
+        published_by_ops=_accuracy(by_ops_ms, truth),
         flops_linear=accuracy(linear_baseline(macs, truth), truth),
         depth_linear=accuracy(linear_baseline(depth, truth), truth),
         flops_linear_held_out=accuracy(linear_baseline(macs, truth, held_out=True), truth),
@@ -273,6 +288,7 @@ def make_report(
         excess_error=None if noise is None else excess(lut_sum.mape, noise.of_truth),
         excess_over_run=None if noise is None else excess(lut_sum.mape, noise.of_run),
         session_scale=scale,
+        ops_scale=ops_scale,
         networks_sha256=spec.networks_sha256,
         campaign_id=spec.key,
         table=about.table,
@@ -324,6 +340,28 @@ def as_timed(rows: Iterable[Row]) -> Mapping[str, Row]:
     from lutbuilder.lut import preferred
 
     return preferred(row for row in rows if row.method in ("isolated", "context"))
+
+
+def _scale(here: Summary, rows: Sequence[Row], carriers: Sequence[Carrier]) -> float | None:
+    """Return a table's scale in this session, told by what the table is made of: carriers of in-situ rows, else ops."""
+    in_situ = any(row.method == "in_situ" for row in rows)
+    if in_situ and (scale := carrier_scale(here, carriers)) is not None:
+        return scale
+    return session_scale(here, as_timed(rows)) if as_timed(rows) or not rows else 1.0
+
+
+def carrier_scale(here: Summary, carriers: Sequence[Carrier]) -> float | None:
+    """Return how many times slower `here` is than a table, by the carriers it was fitted to: the midmean of ratios.
+
+    In-situ rows are at the level of their carriers' session, and what a session does to networks it does not do to ops
+    timed alone (docs/decisions/0008). The midmean is the mean of the middle half. No held-out network enters it.
+    None for fewer than 6 carriers.
+    """
+    ratios = [here.by_id[it.op_id].time_ms / it.time_ms for it in carriers if it.op_id in here.by_id]
+    if len(ratios) < LEAST_NETWORKS:
+        return None
+    quarter = len(ratios) // 4
+    return float(np.mean(np.sort(ratios)[quarter : len(ratios) - quarter]))
 
 
 def session_scale(here: Summary, rows: Mapping[str, Row]) -> float | None:

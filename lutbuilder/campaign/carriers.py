@@ -22,7 +22,8 @@ from lutbuilder.lower import lower
 from lutbuilder.op import OpSpec
 
 if TYPE_CHECKING:
-    from lutbuilder.lut import Row
+    from lutbuilder.lut import Lut, Row
+    from lutbuilder.lut.schema import Carrier
     from lutbuilder.spaces import SearchSpace
     from lutbuilder.stats.records import OpEstimate
 
@@ -53,6 +54,27 @@ def choose_carriers(space: SearchSpace, n: int, *, seed: int) -> tuple[CampaignO
                 chosen[carrier.op_id] = carrier
                 break
     return tuple(chosen.values())
+
+
+def timed_carriers(ops: Iterable[CampaignOp], estimates: Mapping[str, OpEstimate]) -> tuple[Carrier, ...]:
+    """Return the carriers among `ops` that were timed, by op_id, for the footer of a table."""
+    from lutbuilder.lut.schema import Carrier
+
+    return tuple(
+        Carrier(op_id=op.op_id, op_ids=tuple(member.op_id for member in op.ops), time_ms=estimates[op.op_id].time_ms)
+        for op in sorted(ops, key=lambda op: op.op_id)
+        if op.role == "carrier" and op.op_id in estimates
+    )
+
+
+def carriers_of(lut: Lut) -> tuple[CampaignOp, ...]:
+    """Return the carriers that a table names, to be timed again; none of those whose ops have no row any more."""
+    ops = {row.op_id: row.op for row in lut.rows()} if lut.meta.carriers else {}
+    return tuple(
+        CampaignOp.carrier(tuple(ops[op_id] for op_id in carrier.op_ids))
+        for carrier in lut.meta.carriers
+        if all(op_id in ops for op_id in carrier.op_ids)
+    )
 
 
 def in_situ_rows(
@@ -101,7 +123,12 @@ def in_situ_rows(
         ),
         prior_ms,
         np.concatenate([widths / _NORMAL_95, np.zeros(len(calls))]),
-        patterns([measured[op_id].op for op_id in ids], prior_ms),
+        # Networks that take turns find everything cold, what they share too; hot ones are past help (decision 0009).
+        patterns(
+            [measured[op_id].op for op_id in ids],
+            prior_ms,
+            ends=any(row.cache == "cold" for row in measured.values()),
+        ),
     )
     ridge, untouched = calibration.of("ridge"), calibration.of("none")
     if ridge.loo_error >= untouched.loo_error:

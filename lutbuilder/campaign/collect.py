@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from lutbuilder.campaign.carriers import choose_carriers, in_situ_rows
+from lutbuilder.campaign.carriers import choose_carriers, in_situ_rows, timed_carriers
 from lutbuilder.campaign.estimates import Summary, summarise
 from lutbuilder.campaign.host import Host, hosting
 from lutbuilder.campaign.knots import ImputedRows, estimates_of, staged
@@ -325,6 +325,7 @@ def draft(
         sessions=pool.sessions,
         # Even where they corrected nothing: that was their word too.
         fitted_networks=tuple(sorted(op.op_id for op in pool.ops if op.role == "carrier")),
+        carriers=timed_carriers(pool.ops, summary.by_id),
         session_reports=reports,
         drift_trace=machine_trace(
             visits,

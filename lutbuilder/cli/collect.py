@@ -73,7 +73,7 @@ def collect(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure once more what is precise already.")] = False,
     cache: Annotated[
-        str | None, typer.Option(help="hot, rotating or flushed [default: the runtime's].", show_default=False)
+        str | None, typer.Option(help="hot, rotating, cold or flushed [default: the runtime's].", show_default=False)
     ] = None,
     runtime_option: Annotated[
         list[str] | None,

@@ -123,6 +123,7 @@ def show_report(report: ValidationReport) -> None:
     shared = " (its rows rest on this session too)" if report.published_shares_visits else ""
     predictors = [
         (f"table as published{in_situ}{shared}", report.published),
+        ("table as published, its scale told by ops", report.published_by_ops),
         ("table as published, calibrated rows", report.calibrated),
         ("table as published, ops as timed alone", report.ops_alone),
         ("table with this session's op visits pooled in", report.lut_sum),
@@ -156,11 +157,17 @@ def show_report(report: ValidationReport) -> None:
                 ""
                 if report.session_scale is None
                 else f"took {report.session_scale:.4f} times as long as the table as published; all tables are judged "
-                "at its speed, told by ops",
+                + _told_by(report),
             ),
         ],
     )
     table("", columns, rows, right=columns[1:])
+
+
+def _told_by(report: ValidationReport) -> str:
+    if report.published_by_ops is None or report.ops_scale is None:
+        return "at its speed, told by ops"
+    return f"at its speed, told by their carriers (by ops: {report.ops_scale:.4f})"
 
 
 def _networks(report: ValidationReport) -> str:

@@ -49,7 +49,7 @@ def whole(value: int, *, option: str, least: int, most: int) -> int:
 
 
 def cache_state(text: str, *, option: str) -> Cache:
-    """Return one of hot, rotating, flushed."""
+    """Return one of hot, rotating, flushed, cold."""
     for cache in get_args(Cache):
         if text.strip().lower() == cache:
             return cast(Cache, cache)

@@ -28,9 +28,9 @@ def merge(
     measurement. Calibrated and imputed rows follow from measured ones: new ones displace old ones, and so do imported
     ones, of which none is better known; a modelled row leaves when its op is measured. Calibrated rows leave when rows
     they correct have changed (lut/calibrated.py), and a new calibration displaces the old one whole. Spaces, sessions
-    and their reports, and fitted networks accumulate; a calibration stays with its rows; all else in the footer comes
-    from `meta`. With `new_conditions` a base measured under other conditions is left behind: the new version starts
-    with `rows` alone, the old one stays.
+    and their reports, and fitted networks accumulate; a calibration stays with its rows, carriers until there are new
+    ones; all else in the footer comes from `meta`. With `new_conditions` a base measured under other conditions is left
+    behind: the new version starts with `rows` alone, the old one stays.
     Raises LutConflict naming the field where target, fingerprint, runtime version, threads, cache or runtime options
     differ (device, runtime, dtype and batch: even with `new_conditions`), or where a row is not of the target's batch
     or cache.
@@ -64,6 +64,7 @@ def merge(
                 sessions=tuple(sorted({*base.meta.sessions, *meta.sessions})),
                 session_reports=tuple(reports[session_id] for session_id in sorted(reports)),
                 fitted_networks=tuple(sorted({*base.meta.fitted_networks, *meta.fitted_networks})),
+                carriers=meta.carriers or base.meta.carriers,
                 calibration=base.meta.calibration if meta.calibration is None else meta.calibration,
             )
     merged = merge_rows((*kept, *rows))

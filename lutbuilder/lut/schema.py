@@ -6,8 +6,9 @@ History of the schema; a golden file of each (tests/golden/lut-schema-N.parquet)
      fitted_networks, calibration, noisy, session_reports, drift_trace and more of quality, whose widths are of ops
      alone: schema 1 mixed those of call overheads into them. Files of schema 1 read with nulls and defaults instead.
   3  lutbuilder 0.3: key columns expand_conv, shortcut, padding and se_channels; cycles, which may stand in for a
-     latency; group imported, for rows of published tables; method may be null there. Older files read with the
-     defaults of OpSpec in the new key columns, so that every op keeps its op_id, and with nulls in the others.
+     latency; group imported, for rows of published tables; method may be null there; footer field carriers. Older
+     files read with the defaults of OpSpec in the new key columns, so that every op keeps its op_id, and with nulls in
+     the others.
 """
 
 from __future__ import annotations
@@ -416,6 +417,18 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [float(value) for value in values if value is not None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carrier:
+    """A whole network that the rows were fitted to (campaign/carriers.py), and what it took, call overhead and all.
+
+    Timed again in a later session, it says how that session's networks compare with the table's.
+    """
+
+    op_id: str
+    op_ids: tuple[str, ...]  # its ops in order, all of them rows of the table
+    time_ms: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class LutMeta:
     """The footer: where a table comes from and what it speaks for. Publishing fills in version, parent, hash, quality.
@@ -445,6 +458,7 @@ class LutMeta:
     stop_reason: str | None = None
     conditions: str = ""
     fitted_networks: tuple[str, ...] = ()  # ids of networks that any row was ever fitted to; never validated with
+    carriers: tuple[Carrier, ...] = ()
     calibration: Mapping[str, Any] | None = None
     noisy: tuple[str, ...] = ()
     session_reports: tuple[SessionReport, ...] = ()

@@ -93,7 +93,8 @@ class ValidationReport:
     """A LUT against held-out networks timed in the same rounds as its ops (measurement.md, "Whole networks").
 
     A network's truth is what this validation alone measured of it. A table is brought to this session's speed by the
-    median ratio of its ops' times, before any network is looked at. Fields with a default came after the first release.
+    carriers its in-situ rows were fitted to, else by the median ratio of its ops' times, before any held-out network is
+    looked at. Fields with a default came after the first release.
     """
 
     lut_sum: Accuracy  # plain sum of measured rows, this session's op visits pooled in
@@ -105,7 +106,7 @@ class ValidationReport:
     test_retest_floor: float | None  # median relative difference of a network's even and odd rounds; None below 4
     instance_floor: float | None  # standard deviation between instances of one network, relative, pooled; None for one
     op_instance_sd: float | None  # the same between instances of one op
-    session_scale: float | None  # how many times slower this session was than the table as published
+    session_scale: float | None  # how many times slower this session was than the table as published, as it is judged
     networks_sha256: str  # of the list of networks, fixed before timing
     rounds: int
     wall_s: float
@@ -118,6 +119,8 @@ class ValidationReport:
     published_shares_visits: bool = False  # the rows as published rest on op visits of this very session
     calibrated: Accuracy | None = None  # the table as published with its calibrated rows; None: it has none
     ops_alone: Accuracy | None = None  # the table as published without its in-situ rows; None: it has none
+    ops_scale: float | None = None  # the same told by ops alone
+    published_by_ops: Accuracy | None = None  # the table as published, judged at ops_scale; None: no other scale
     flops_linear_held_out: Accuracy | None = None  # the baselines once more, each network predicted by a fit without it
     depth_linear_held_out: Accuracy | None = None
     fastest: Decile | None = None

@@ -43,6 +43,7 @@ def test_a_list_is_fixed_timed_in_fresh_instances_and_reported_once_more_without
     assert report["n_fitted"] == len(carriers) == 16
     assert carriers.isdisjoint(network.op_id for network in networks)
     assert set(desk.lut(2).meta.fitted_networks) == carriers
+    assert report["published_by_ops"] is not None, "the carriers were timed again and told the scale"
     with Store.open(desk.state / STORE_NAME) as store:
         stored = store.campaign(report["campaign_id"])
         assert stored.spec.networks_sha256 == report["networks_sha256"]

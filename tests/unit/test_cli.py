@@ -463,6 +463,21 @@ def test_a_published_table_is_listed_and_shown(cli, tmp_path):
         assert "1.5000" in out
 
 
+def test_the_row_that_a_lookup_takes_is_shown_and_the_others_on_request(cli, tmp_path):
+    publish(
+        [a_row(), a_row(method="in_situ", latency_ms=1.5, latency_lo_ms=1.2, latency_hi_ms=1.8)],
+        a_meta(),
+        folder=tmp_path / "luts",
+    )
+    status, out, err = cli("luts show")
+    assert (status, out.count("conv 3x8x8")) == (0, 1)
+    assert "20.0 %" in out
+    assert "in situ" in out
+    assert "1 more rows" in err
+    assert cli("luts show --every-row")[1].count("conv 3x8x8") == 2
+    assert len(json.loads(cli("luts show --json")[1])["rows"]) == 2
+
+
 def test_json_of_a_table_holds_every_row_and_the_footer(cli, tmp_path):
     publish([a_row()], a_meta(), folder=tmp_path / "luts")
     listed = json.loads(cli("luts list --json")[1])["luts"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lutbuilder.lut import Lut, LutMeta, Row, merge, merge_rows
-from lutbuilder.lut.schema import rows_to_table
+from lutbuilder.lut.schema import Carrier, rows_to_table
 from lutbuilder.stats.sessions import SessionReport
 from lutbuilder_agent.errors import LutConflict
 from lutbuilder_agent.records import Fingerprint
@@ -153,6 +153,13 @@ def test_session_reports_and_fitted_networks_accumulate_and_the_newest_report_of
     _, merged = merge(base, [example_row()], meta)
     assert merged.session_reports == (a_session("s1"), again, a_session("s3"))
     assert merged.fitted_networks == ("net-1", "net-2", "net-3")
+
+
+def test_the_carriers_of_the_newest_fit_stay_until_a_fit_has_others():
+    old, new = (Carrier(op_id=f"net-{k}", op_ids=("a", "b"), time_ms=10.0 + k) for k in (1, 2))
+    base = a_lut(example_row(), meta=example_meta(carriers=(old,)))
+    assert merge(base, [example_row()], example_meta())[1].carriers == (old,)
+    assert merge(base, [example_row()], example_meta(carriers=(new,)))[1].carriers == (new,)
 
 
 def test_new_conditions_leave_behind_what_was_known_of_sessions_and_fits():

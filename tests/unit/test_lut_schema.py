@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lutbuilder.lut import COLUMNS, SCHEMA_VERSION, Lut, LutMeta, QualitySummary, Row
-from lutbuilder.lut.schema import arrow_schema, content_sha256, rows_to_table, table_to_rows
+from lutbuilder.lut.schema import Carrier, arrow_schema, content_sha256, rows_to_table, table_to_rows
 from lutbuilder.lut.store import decode_lut, encode_lut
 from lutbuilder.op import OpSpec
 from lutbuilder.stats.sessions import SessionReport
@@ -233,6 +233,7 @@ def test_the_footer_survives_json():
         validation={"mape": 0.01, "deciles": (0.1, None), "ok": True, "nested": {"a": [1]}},
         conditions="governor=performance, 36 °C",
         fitted_networks=("net-1", "net-2"),
+        carriers=(Carrier(op_id="net-1", op_ids=("a", "b"), time_ms=12.5),),
         calibration={"b": 0.99, "residuals": (0.1, -0.1)},
         noisy=("L901",),
         session_reports=(SESSION,),

@@ -203,6 +203,8 @@ class Recorder:
             "ops_alone": None,
             "networks": [{"n_instances": 6}, {"n_instances": 5}],
             "session_scale": 1.01,
+            "ops_scale": 1.01,
+            "published_by_ops": None,
             "wall_s": 300.0,
             "networks_sha256": "ab" * 32,
         }

@@ -22,6 +22,7 @@ from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder.coordinator.store import CampaignState, Store
 from lutbuilder.lower import lower, lower_network
 from lutbuilder.lut import Lut, Row, make_rows, publish
+from lutbuilder.lut.schema import Carrier
 from lutbuilder.nas.compiled import compile_space
 from lutbuilder.networks import HeldOut, choose, networks_sha256, read_networks, refuse_fitted, save_networks
 from lutbuilder.op import OpSpec
@@ -95,6 +96,7 @@ class Timed:
         rows: Iterable[Row] | None = None,
         base: Iterable[Row] | None = None,
         rounds: int = 8,
+        carriers: Sequence[Carrier] = (),
     ) -> ValidationReport:
         return make_report(
             networks,
@@ -103,6 +105,8 @@ class Timed:
             published=self.rows if base is None else base,
             here=self.fitted,
             undrifted=self.undrifted,
+            carriers=carriers,
+            pooled_carriers=carriers,
             about=About(table="example-cpu/onnxruntime-fp32-bs1@1", rounds=rounds, wall_s=60.0, timed_fraction=0.9),
         )
 
@@ -264,6 +268,28 @@ def test_in_situ_rows_are_judged_beside_the_ops_as_timed_alone(steady):
     assert report.published.bias.value == pytest.approx(report.session_scale - 1, abs=1e-4)
     assert report.ops_alone.mape.value > 0.005
     assert steady.report().ops_alone is None
+
+
+def test_in_situ_rows_are_judged_at_the_scale_of_the_carriers_they_were_fitted_to(steady):
+    rows = (*steady.rows, *(replace(row, method="in_situ") for row in steady.rows if row.kind != "identity"))
+    ids = {network.op_id for network in NETWORKS}
+    # In this session networks, carriers among them, take 1.02 times as long as their ops say; one carrier is disturbed.
+    slower = {i: replace(e, time_ms=1.02 * e.time_ms) if i in ids else e for i, e in steady.fitted.by_id.items()}
+    some = steady.fitted.by_id[NETWORKS[0].op_id]
+    slower |= {f"net-{k}": replace(some, op_id=f"net-{k}", time_ms=10.2 if k else 30.0) for k in range(8)}
+    carriers = tuple(Carrier(op_id=f"net-{k}", op_ids=(), time_ms=10.0) for k in range(9))  # one was not timed here
+    session = replace(steady, fitted=replace(steady.fitted, by_id=slower))
+    report = session.report(base=rows, rows=rows, carriers=carriers)
+    assert report.session_scale == pytest.approx(1.02)
+    assert report.ops_scale == pytest.approx(1.0)
+    assert report.published is not None
+    assert report.published.worst < 1e-6
+    assert report.published_by_ops is not None
+    assert report.published_by_ops.bias.value == pytest.approx(1 / 1.02 - 1)
+    assert report.lut_sum.bias.value == pytest.approx(0.0, abs=1e-6), "the pooled table has carriers of its own"
+    for told_by_ops in (session.report(base=rows, carriers=carriers[:5]), session.report(carriers=carriers)):
+        assert told_by_ops.session_scale == pytest.approx(1.0), "5 of them were timed, or no row rests on them"
+        assert told_by_ops.published_by_ops is None
 
 
 def test_imputed_rows_are_predicted_with_and_tell_no_scale(steady):
