@@ -3,20 +3,18 @@
     python benchmarks/bench_nas.py [--lut PATH --space NAME] [--rounds 9] [--json]
 
 CPU time of one thread. The contestants take turns within a round, so that a machine that slows down slows all of them;
-ratios are taken within a round, and medians over the rounds are printed. `--lut` and `--space` put one real table in
-place of the usual two spaces over a synthetic one.
+ratios are taken within a round, and medians over the rounds are printed with their range. `--lut` and `--space` put one
+real table in place of the usual two spaces over a synthetic one.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # example rows lie
 
 import numpy as np
 import torch
+from figures import Figures, as_json, cpu_s, over, synthetic_table
 
 from lutbuilder import ExpectedLatency, Lut, op, spaces
-from lutbuilder.lower import lower
 from lutbuilder.lut import publish
-from lutbuilder.nas.compiled import CostTable, FunctionTable, compile_space
+from lutbuilder.nas.compiled import CostTable, compile_space
 from lutbuilder.nas.packed import PackedArchs
 from lutbuilder.spaces import SearchSpace
 from tests.lut_examples import example_meta, example_row
@@ -43,11 +41,21 @@ LOOP_STEPS = 3
 PREDICTED = ("proxyless", "ofa_mbv3-w1.0")  # the latter with five resolutions
 DIFFERENTIATED = ("proxyless", "alphanet")
 COMPILED = "ofa_mbv3-w1.0-fine"  # 25 resolutions, 1,257 ops
-
-
-def synthetic_table() -> FunctionTable:
-    """The synthetic LUT of the search-space tests: 0.01 ms + MACs / 1e8 ms an op."""
-    return FunctionTable(name="synthetic", cost=lambda op: 0.01 + lower(op).macs / 1e8, call_overhead_ms=0.01)
+AT_LEAST = {
+    ("proxyless", "packed_archs_per_s"): 30e6,
+    ("ofa_mbv3-w1.0", "packed_archs_per_s"): 20e6,
+    ("proxyless", "reference_loop_over_padded"): 20.0,
+    ("proxyless", "reference_loop_over_per_variable"): 20.0,
+    ("alphanet", "reference_loop_over_padded"): 20.0,
+    ("alphanet", "reference_loop_over_per_variable"): 20.0,
+}
+AT_MOST = {
+    ("proxyless", "padded_us"): 150.0,
+    ("proxyless", "per_variable_us"): 150.0,
+    ("alphanet", "padded_us"): 500.0,
+    ("alphanet", "per_variable_us"): 500.0,
+    (COMPILED, "first_ms"): 100.0,
+}
 
 
 def labels(space: SearchSpace, table: CostTable) -> tuple[dict[str, float], list[tuple[list[int], list[str | None]]]]:
@@ -108,13 +116,6 @@ def reference_loop(space: SearchSpace, table: CostTable) -> Callable[[list[torch
     return run
 
 
-def cpu_s(call: Callable[[], object]) -> float:
-    """Return the CPU time one call took, in s."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 def step_us(call: Callable[[], torch.Tensor], leaves: list[torch.Tensor], steps: int) -> float:
     """Return the median of forward + backward in us, for one distribution over archs."""
 
@@ -126,7 +127,7 @@ def step_us(call: Callable[[], torch.Tensor], leaves: list[torch.Tensor], steps:
     return median(cpu_s(step) for _ in range(steps)) * 1e6
 
 
-def measure_predict(space: SearchSpace, table: CostTable, rounds: int) -> dict[str, float]:
+def measure_predict(space: SearchSpace, table: CostTable) -> Iterator[dict[str, float]]:
     """Archs per second: packed, plain encodings, a per-op loop; and a plain read of the bytes packed archs move."""
     compiled = compile_space(space, table)
     archs = space.sample(np.random.default_rng(0), ARCHS).astype(np.int8)
@@ -139,59 +140,50 @@ def measure_predict(space: SearchSpace, table: CostTable, rounds: int) -> dict[s
     worst = max(np.abs(compiled.predict(given)[:LOOP_ARCHS] - slow).max() for given in (archs, once))
     if worst > 1e-9:
         sys.exit(f"predict and the plain loop differ by {worst} ms")
-    rates: dict[str, list[float]] = {"packed": [], "encodings": [], "plain_loop": [], "memory_read": []}
-    for number in range(rounds + 1):
-        seen = {
-            "packed": len(packed) / cpu_s(lambda: compiled.predict(packed)),
-            "encodings": ARCHS / cpu_s(lambda: compiled.predict(archs)),
-            "plain_loop": LOOP_ARCHS / cpu_s(lambda: loop(few)),
-            "memory_read": len(packed) / cpu_s(moved.max),
+    while True:
+        packed_per_s = len(packed) / cpu_s(lambda: compiled.predict(packed))
+        encodings_per_s = ARCHS / cpu_s(lambda: compiled.predict(archs))
+        loop_per_s = LOOP_ARCHS / cpu_s(lambda: loop(few))
+        read_per_s = len(packed) / cpu_s(moved.max)
+        yield {
+            "packed_archs_per_s": packed_per_s,
+            "encodings_archs_per_s": encodings_per_s,
+            "plain_loop_archs_per_s": loop_per_s,
+            "packed_over_plain_loop": packed_per_s / loop_per_s,
+            "encodings_over_plain_loop": encodings_per_s / loop_per_s,
+            "packed_bytes_per_arch": once.nbytes / len(once),
+            "memory_read_archs_per_s": read_per_s,
+            "packed_of_memory_read": packed_per_s / read_per_s,
         }
-        if number:  # the first warms everything
-            for name, rate in seen.items():
-                rates[name].append(rate)
-    figures = {f"{name}_archs_per_s": median(seen) for name, seen in rates.items()}
-    figures["packed_bytes_per_arch"] = once.nbytes / len(once)
-    for name in ("encodings", "plain_loop"):
-        figures[f"packed_over_{name}"] = median(p / q for p, q in zip(rates["packed"], rates[name], strict=True))
-    figures["encodings_over_plain_loop"] = median(
-        p / q for p, q in zip(rates["encodings"], rates["plain_loop"], strict=True)
-    )
-    figures["memory_read_over_packed"] = median(
-        p / q for p, q in zip(rates["memory_read"], rates["packed"], strict=True)
-    )
-    return figures
 
 
-def measure_expected(space: SearchSpace, table: CostTable, rounds: int) -> dict[str, float]:
-    """Forward + backward of one distribution: one padded tensor, a tensor a variable, and a per-op Python loop."""
+def measure_expected(space: SearchSpace, table: CostTable) -> Iterator[dict[str, float]]:
+    """Forward + backward of one distribution: one padded tensor, a tensor a variable, and a per-op Python loop.
+
+    `autograd_alone`: a product with all tensors joined into one, the least there is to do with a tensor a variable.
+    """
     latency = ExpectedLatency(table, space)
     padded = torch.zeros(latency.shape, requires_grad=True)
     vectors = [torch.zeros(size, requires_grad=True) for size in space.sizes]
+    weights = torch.ones(sum(space.sizes))
     loop = reference_loop(space, table)
     if not torch.isclose(latency(padded).float(), loop(vectors), rtol=1e-4):
         sys.exit(f"ExpectedLatency says {float(latency(padded))}, the loop {float(loop(vectors))}")
-    spent: dict[str, list[float]] = {"padded": [], "per_variable": [], "reference_loop": []}
-    for number in range(rounds + 1):
+    while True:
         seen = {
-            "padded": step_us(lambda: latency(padded), [padded], STEPS),
-            "per_variable": step_us(lambda: latency(vectors), vectors, STEPS),
-            "reference_loop": step_us(lambda: loop(vectors), vectors, LOOP_STEPS),
+            "padded_us": step_us(lambda: latency(padded), [padded], STEPS),
+            "per_variable_us": step_us(lambda: latency(vectors), vectors, STEPS),
+            "autograd_alone_us": step_us(lambda: torch.cat(vectors) @ weights, vectors, STEPS),
+            "reference_loop_us": step_us(lambda: loop(vectors), vectors, LOOP_STEPS),
         }
-        if number:
-            for name, us in seen.items():
-                spent[name].append(us)
-    figures = {f"{name}_us": median(seen) for name, seen in spent.items()}
-    for name in ("padded", "per_variable"):
-        figures[f"reference_loop_over_{name}"] = median(
-            p / q for p, q in zip(spent["reference_loop"], spent[name], strict=True)
-        )
-    return figures
+        yield seen | {
+            f"reference_loop_over_{name}": seen["reference_loop_us"] / seen[f"{name}_us"]
+            for name in ("padded", "per_variable")
+        }
 
 
-def measure_compile(rounds: int) -> dict[str, float]:
+def measure_compile() -> Iterator[dict[str, float]]:
     """Compile a large space against a LUT file: with every hash still to compute, and once more."""
-    first, again, load = [], [], []
     rows = [
         example_row(op, latency_ms=ms, latency_lo_ms=0.99 * ms, latency_hi_ms=1.01 * ms)
         for op in spaces.get(COMPILED).ops()
@@ -199,25 +191,28 @@ def measure_compile(rounds: int) -> dict[str, float]:
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = publish(rows, example_meta(), folder=Path(folder)).path
-        for _ in range(rounds):
+        while True:
             space = spaces.get(COMPILED)
-            sites = sum(map(len, space.site_ops))  # built before the clock starts: this is no part of compiling
-            load.append(cpu_s(lambda: Lut.load(path)))
+            cells = sum(map(len, space.site_ops))  # built before the clock starts: this is no part of compiling
+            load_s = cpu_s(lambda: Lut.load(path))
             lut = Lut.load(path)
             op._op_id.cache_clear()  # as in a process that has just started
             compiling = partial(compile_space, space, lut)
-            first.append(cpu_s(compiling))
-            again.append(cpu_s(compiling))
-    return {
-        "ops": float(len(rows)),
-        "cells": float(sites),
-        "load_lut_ms": median(load) * 1e3,
-        "first_ms": median(first) * 1e3,
-        "again_ms": median(again) * 1e3,
-    }
+            yield {
+                "ops": len(rows),
+                "cells": cells,
+                "load_lut_ms": load_s * 1e3,
+                "first_ms": cpu_s(compiling) * 1e3,
+                "again_ms": cpu_s(compiling) * 1e3,
+            }
 
 
-def show(name: str, figures: dict[str, dict[str, float]]) -> None:
+def rounds_of(measured: Iterator[dict[str, float]], rounds: int) -> Figures:
+    """Return the figures over so many rounds; one before them warms everything."""
+    return over(itertools.islice(measured, 1, rounds + 1))
+
+
+def show(name: str, figures: Figures) -> None:
     """Print the figures of one space."""
     print(f"\n{name}")
     for what, unit, scale, digits in (
@@ -227,22 +222,23 @@ def show(name: str, figures: dict[str, dict[str, float]]) -> None:
         ("packed_over_plain_loop", "x", 1, 0),
         ("encodings_over_plain_loop", "x", 1, 0),
         ("packed_bytes_per_arch", "bytes", 1, 0),
-        ("memory_read_archs_per_s", "million archs/s", 1e6, 0),
-        ("memory_read_over_packed", "x: what is left to a plain read of the codes and costs", 1, 1),
+        ("memory_read_archs_per_s", "million archs/s: a plain read of the codes and costs", 1e6, 0),
+        ("packed_of_memory_read", "% of that", 0.01, 1),
         ("padded_us", "us, forward + backward", 1, 0),
         ("per_variable_us", "us, forward + backward", 1, 0),
+        ("autograd_alone_us", "us, forward + backward of torch.cat(tensors) @ weights", 1, 0),
         ("reference_loop_us", "us, forward + backward", 1, 0),
         ("reference_loop_over_padded", "x", 1, 0),
-        ("reference_loop_over_per_variable", "x", 1, 0),
+        ("reference_loop_over_per_variable", "x", 1, 1),
         ("ops", "ops", 1, 0),
         ("cells", "cells of all sites", 1, 0),
         ("load_lut_ms", "ms", 1, 1),
         ("first_ms", "ms", 1, 1),
         ("again_ms", "ms", 1, 1),
     ):
-        for part in figures.values():
-            if what in part:
-                print(f"  {what:34} {part[what] / scale:12,.{digits}f} {unit}")
+        if what in figures:
+            goals = {"at_least": AT_LEAST.get((name, what)), "at_most": AT_MOST.get((name, what))}
+            print(f"  {what:34} {figures[what].text(unit, scale=scale, digits=digits, **goals)}")
 
 
 def main() -> None:
@@ -260,22 +256,24 @@ def main() -> None:
         lut = Lut.load(given.lut)
         table, batch = lut, lut.meta.target.batch
     predicted, differentiated = ((given.space,),) * 2 if given.space else (PREDICTED, DIFFERENTIATED)
-    figures: dict[str, dict[str, dict[str, float]]] = {}
+    figures: dict[str, Figures] = {}
     for name in dict.fromkeys((*predicted, *differentiated)):
         space = spaces.get(name, batch=batch)
         figures[name] = {}
         if name in predicted:
-            figures[name]["predict"] = measure_predict(space, table, given.rounds)
+            figures[name] |= rounds_of(measure_predict(space, table), given.rounds)
         if name in differentiated:
-            figures[name]["expected"] = measure_expected(space, table, given.rounds)
+            figures[name] |= rounds_of(measure_expected(space, table), given.rounds)
     if not given.space:
-        figures[COMPILED] = {"compile": measure_compile(given.rounds)}
+        figures[COMPILED] = rounds_of(measure_compile(), given.rounds)
     if given.json:
-        print(json.dumps({"lut": given.lut, "rounds": given.rounds, "spaces": figures}))
+        print(as_json({"lut": given.lut, "rounds": given.rounds, "spaces": figures}))
         return
-    print(f"{given.lut or 'synthetic LUT'}, CPU time of one thread, medians of {given.rounds} interleaved rounds")
-    for name, parts in figures.items():
-        show(name, parts)
+    print(
+        f"{given.lut or 'synthetic LUT'}, CPU time of one thread, medians of {given.rounds} interleaved rounds (range)"
+    )
+    for name, found in figures.items():
+        show(name, found)
 
 
 if __name__ == "__main__":

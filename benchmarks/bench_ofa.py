@@ -1,6 +1,6 @@
 """How much faster than the stock `ofa` package the same table answers: subnets per second, side by side in one run.
 
-    python benchmarks/bench_ofa.py [--rounds 9] [--model-subnets 270] [--json]
+    python benchmarks/bench_ofa.py [--rounds 9] [--model-subnets 20000] [--json]
 
 A table of OFA-MobileNetV3 (w1.2, five resolutions, made-up latencies) is exported to the package's own files. 20,000
 random subnets are then predicted by lutbuilder and by two parts of the package as released, which runs in an
@@ -9,8 +9,9 @@ All must agree to 1e-9 ms. lutbuilder gets them as int8 encodings row by row, th
 "F"), and packed; making those is not in the figures, as making the package's dictionaries is not.
 
 Contestants take turns within a round, each on one thread; what is compared is CPU seconds of their process per subnet,
-ratios within a round, medians over the rounds. LatencyTable gets all 20,000 subnets over the rounds; Mbv3LatencyModel,
-which takes about a millisecond a subnet, the first --model-subnets of them: its figure is per subnet, too.
+ratios within a round, medians over the rounds. Each part of the package gets all subnets once, a share in each round;
+Mbv3LatencyModel takes about a millisecond for one, so --model-subnets may give it the first few only. Without a package
+index to install the package from, nothing is measured, and the exit status is 69.
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import IO, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy reads it, and for the other process
 
 import numpy as np
+from figures import Figures, as_json, cpu_s, not_measured, over
 from numpy.typing import NDArray
 
 from lutbuilder import Lut, SearchSpace, __version__, spaces
@@ -48,6 +48,7 @@ SUBNETS = 20_000
 MANY = 1_000_000  # so many that their encodings and costs come from memory, not from a cache
 OVERHEAD_MS = 0.013  # a network's call overhead, which the exporter adds to the op every network has once
 COPIED_BYTES = 1 << 28  # 256 MiB, read and written
+AT_LEAST_S = 0.05  # of our own side in a round: one prediction is too short to time
 KEPT = ("rows", "columns", "packed")  # how lutbuilder's subnets lie in memory
 GOALS = {"LatencyTable": 3_000, "Mbv3LatencyModel": 40_000}
 
@@ -115,10 +116,10 @@ class Stock:
 def stock(folder: Path) -> Iterator[Stock]:
     """Run the stock package over the tables in `folder`."""
     built = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "ofa_venv.py")], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "ofa_venv.py")], capture_output=True, text=True, check=False
     )
     if built.returncode:
-        sys.exit(built.returncode)
+        not_measured(f"the stock package is not there to compare with. {built.stderr.strip()}")
     words = [built.stdout.strip(), str(Path(__file__).with_name("stock_ofa.py")), str(folder), str(WIDTH)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None  # both are asked for above
@@ -126,18 +127,7 @@ def stock(folder: Path) -> Iterator[Stock]:
         yield Stock(process.stdin, process.stdout)
 
 
-def cpu_s(call: Callable[[], object], *, at_least_s: float = 0.05) -> float:
-    """Return the CPU seconds of one call: the mean of as many as `at_least_s` takes."""
-    start, calls = time.process_time(), 0
-    while True:
-        call()
-        calls += 1
-        spent = time.process_time() - start
-        if spent >= at_least_s:
-            return spent / calls
-
-
-def measure(compiled: CompiledSpace, other: Stock, rounds: int, model_subnets: int) -> dict[str, float]:
+def measure(compiled: CompiledSpace, other: Stock, rounds: int, model_subnets: int) -> Figures:
     """Return every figure by name; the unit is in the name."""
     space = compiled.space
     rng = np.random.default_rng(0)
@@ -154,18 +144,19 @@ def measure(compiled: CompiledSpace, other: Stock, rounds: int, model_subnets: i
     }
     for contestant in shares:
         other.predict(contestant, as_dicts(space, archs[:10]))  # warm
-    seen: dict[str, list[float]] = {}
+    seen = []
     for number in range(rounds):
-        bytes_per_s = 2 * COPIED_BYTES / cpu_s(lambda: np.copyto(room, source))
+        bytes_per_s = 2 * COPIED_BYTES / cpu_s(lambda: np.copyto(room, source), at_least_s=AT_LEAST_S)
         figures = {"memory_bytes_per_s": bytes_per_s}
         mine = {}
         for name in KEPT:
-            mine[name] = SUBNETS / cpu_s(partial(compiled.predict, kept[name]))
+            mine[name] = SUBNETS / cpu_s(partial(compiled.predict, kept[name]), at_least_s=AT_LEAST_S)
             figures[f"{name}_subnets_per_s"] = mine[name]
-            each_s = cpu_s(partial(compiled.predict, kept_many[name])) / MANY
+            figures[f"{name}_bytes"] = kept_many[name].nbytes / MANY
+            each_s = cpu_s(partial(compiled.predict, kept_many[name]), at_least_s=AT_LEAST_S) / MANY
             figures[f"{name}_1m_subnets_per_s"] = 1.0 / each_s
             # Read once, and 8 bytes written: what a prediction cannot do without.
-            figures[f"{name}_1m_of_bandwidth"] = (kept_many[name].nbytes / MANY + 8) / bytes_per_s / each_s
+            figures[f"{name}_1m_of_bandwidth"] = (figures[f"{name}_bytes"] + 8) / bytes_per_s / each_s
         for contestant, parts in shares.items():
             part = parts[number]
             ms, spent_s = other.predict(contestant, as_dicts(space, archs[part]))
@@ -173,19 +164,17 @@ def measure(compiled: CompiledSpace, other: Stock, rounds: int, model_subnets: i
             figures[f"{contestant}_subnets_per_s"] = len(part) / spent_s
             for name, per_s in mine.items():
                 figures[f"{name}_over_{contestant}"] = per_s * spent_s / len(part)
-        for name, value in figures.items():
-            seen.setdefault(name, []).append(value)
+        seen.append(figures | {"worst_difference_ms": worst})
     if not worst <= 1e-9:
         sys.exit(f"lutbuilder and the stock package differ by {worst} ms")
-    sizes = {f"{name}_bytes": kept_many[name].nbytes / MANY for name in KEPT}
-    return {name: median(values) for name, values in seen.items()} | sizes | {"worst_difference_ms": worst}
+    return over(seen)
 
 
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--model-subnets", type=int, default=270, help="how many Mbv3LatencyModel gets")
+    parser.add_argument("--model-subnets", type=int, default=SUBNETS, help="how many Mbv3LatencyModel gets")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     space = spaces.get(SPACE)
@@ -199,22 +188,25 @@ def main() -> None:
         with stock(folder) as other:
             figures = measure(compile_space(space, lut), other, given.rounds, given.model_subnets)
     if given.json:
-        print(json.dumps({"space": SPACE, "subnets": SUBNETS, "rounds": given.rounds, **figures}))
+        print(as_json({"space": SPACE, "subnets": SUBNETS, "rounds": given.rounds, **figures}))
         return
-    print(f"{SPACE}, {len(space.ops())} ops, {SUBNETS:,} subnets, one thread, CPU time, median of")
-    print(f"{given.rounds} interleaved rounds; all predictions agree to {figures['worst_difference_ms']:.1e} ms")
+    print(f"{SPACE}, {len(space.ops())} ops, {SUBNETS:,} subnets, one thread, CPU time, medians of {given.rounds}")
+    print(f"interleaved rounds (range); all predictions agree to {figures['worst_difference_ms'].high:.1e} ms")
+    asked = {"LatencyTable": SUBNETS, "Mbv3LatencyModel": given.model_subnets}
     for contestant in GOALS:
-        asked = f", {given.model_subnets} of the subnets" if contestant == "Mbv3LatencyModel" else ""
-        print(f"stock {contestant:16} {figures[f'{contestant}_subnets_per_s']:10,.0f} subnets/s{asked}")
+        rate = figures[f"{contestant}_subnets_per_s"].text("subnets/s", digits=0)
+        print(f"stock {contestant:24} {rate}, {asked[contestant]:,} subnets")
     for name in KEPT:
-        ratios = ", ".join(f"{figures[f'{name}_over_{stock}']:,.0f} x {stock}" for stock in GOALS)
-        print(f"lutbuilder, {name:10} {figures[f'{name}_subnets_per_s'] / 1e6:10.1f} million subnets/s: {ratios}")
-    print(f"goals: {', '.join(f'{goal:,} x {stock}' for stock, goal in GOALS.items())}")
-    print(f"memory copies {figures['memory_bytes_per_s'] / 1e9:.1f} GB/s; of what it could feed, at {MANY:,} subnets:")
+        print(f"lutbuilder, {name:18} {figures[f'{name}_subnets_per_s'].text('million subnets/s', scale=1e6)}")
+        for contestant, goal in GOALS.items():
+            ratio = figures[f"{name}_over_{contestant}"].text(f"x {contestant}", digits=0, at_least=goal)
+            print(f"{'':30} {ratio}")
+    copied = figures["memory_bytes_per_s"].text("GB/s", scale=1e9)
+    print(f"memory copies                  {copied}; at {MANY:,} subnets, of what that could feed:")
     for name in KEPT:
-        size, per_s = figures[f"{name}_bytes"], figures[f"{name}_1m_subnets_per_s"] / 1e6
-        share = figures[f"{name}_1m_of_bandwidth"]
-        print(f"    {name:8} {size:3.0f} + 8 bytes a subnet {per_s:8.1f} million subnets/s {share:8.1%}")
+        size, per_s = figures[f"{name}_bytes"].median, figures[f"{name}_1m_subnets_per_s"].median / 1e6
+        share = figures[f"{name}_1m_of_bandwidth"].text("%", scale=0.01)
+        print(f"    {name:8} {size:3.0f} + 8 bytes a subnet {per_s:8.1f} million subnets/s {share}")
 
 
 if __name__ == "__main__":

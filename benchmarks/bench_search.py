@@ -3,40 +3,34 @@
     python benchmarks/bench_search.py [--lut PATH] [--space ofa_mbv3] [--generations 500] [--rounds 5] [--json]
 
 The accuracy function takes no time to speak of. CPU time of one thread, as the process counts it, medians over the
-rounds. Beside it, in the same rounds, what the predictions alone would take op by op in a dictionary, as the published
-code does it: the ratio is of one round.
+rounds with their range. Beside it, in the same rounds, what the predictions alone would take op by op in a dictionary,
+as the published code does it: the ratio is of one round.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy reads it
 
 import numpy as np
+from figures import Figures, as_json, over, synthetic_table
 from numpy.typing import NDArray
 
 from lutbuilder import Lut, spaces
-from lutbuilder.lower import lower
-from lutbuilder.nas.compiled import CompiledSpace, CostTable, FunctionTable, compile_space
+from lutbuilder.nas.compiled import CompiledSpace, CostTable, compile_space
 from lutbuilder.nas.search import Evolution, Genome, Limit, Limits, search
 from lutbuilder.spaces import SearchSpace
 
 LOOPED_ARCHS = 2_000  # what the plain loop gets; it is slow
 SHARE = 0.3  # of the range from the cheapest to the dearest arch: the limit
-
-
-def synthetic_table() -> FunctionTable:
-    """The synthetic LUT of the search-space tests: 0.01 ms + MACs / 1e8 ms an op."""
-    return FunctionTable(name="synthetic", cost=lambda op: 0.01 + lower(op).macs / 1e8, call_overhead_ms=0.01)
+GOAL_S = 0.1  # for the latency side
 
 
 def constant_time(archs: NDArray[np.int16]) -> NDArray[np.float64]:
@@ -118,24 +112,28 @@ def op_by_op(space: SearchSpace, table: CostTable, archs: list[list[int]]) -> fl
     return (time.process_time() - start) / len(archs)
 
 
-def measure(space: SearchSpace, table: CostTable, generations: int, rounds: int) -> dict[str, float]:
-    """Return every figure by name, medians over the rounds; the unit is in the name."""
+def measure(space: SearchSpace, table: CostTable, generations: int, rounds: int) -> Figures:
+    """Return every figure by name; the unit is in the name."""
     compiled = compile_space(space, table)
     low, high = compiled.min_over(), compiled.max_over()
     max_cost = low + SHARE * (high - low)
     archs = space.sample(np.random.default_rng(0), LOOPED_ARCHS).tolist()
     ours(compiled, max_cost, 20, seed=0)  # warm
-    seen = [(ours(compiled, max_cost, generations, seed=1), op_by_op(space, table, archs)) for _ in range(rounds)]
-    each = {name: median(mine[name] for mine, _ in seen) for name in seen[0][0]}
-    return {
-        "limit_ms": max_cost,
-        "latency_side_s": each["latency"],
-        "predicted_archs": each["predicted"],
-        "mutation_crossover_repair_s": each["variation"],
-        "whole_loop_s": each["whole"],
-        "first_archs_exactly_uniform_s": each["first"],
-        "op_by_op_over_latency_side": median(mine["predicted"] * loop / mine["latency"] for mine, loop in seen),
-    }
+    seen = []
+    for _ in range(rounds):
+        mine, loop_s = ours(compiled, max_cost, generations, seed=1), op_by_op(space, table, archs)
+        seen.append(
+            {
+                "limit_ms": max_cost,
+                "latency_side_s": mine["latency"],
+                "predicted_archs": mine["predicted"],
+                "mutation_crossover_repair_s": mine["variation"],
+                "whole_loop_s": mine["whole"],
+                "first_archs_exactly_uniform_s": mine["first"],
+                "op_by_op_over_latency_side": mine["predicted"] * loop_s / mine["latency"],
+            }
+        )
+    return over(seen)
 
 
 def main() -> None:
@@ -154,16 +152,17 @@ def main() -> None:
         table, batch = lut, lut.meta.target.batch
     figures = measure(spaces.get(given.space, batch=batch), table, given.generations, given.rounds)
     if given.json:
-        print(json.dumps({"space": given.space, "lut": given.lut, "generations": given.generations, **figures}))
+        print(as_json({"space": given.space, "lut": given.lut, "generations": given.generations, **figures}))
         return
     what = f"{given.space}, {given.lut or 'synthetic LUT'}, {given.generations} generations of 100"
-    print(f"{what}, limit {figures['limit_ms']:.3f} ms; CPU time of one thread, median of {given.rounds} rounds")
-    print(f"latency side: all predictions and limits   {figures['latency_side_s']:8.3f} s   goal 0.1 s")
-    print(f"  archs predicted                          {figures['predicted_archs']:8.0f}")
-    print(f"  the same op by op / latency side         {figures['op_by_op_over_latency_side']:8.0f} x")
-    print(f"mutation, crossover and repair             {figures['mutation_crossover_repair_s']:8.3f} s")
-    print(f"the whole loop, constant-time accuracy     {figures['whole_loop_s']:8.3f} s")
-    print(f"before it: 100 archs, exactly uniform      {figures['first_archs_exactly_uniform_s']:8.3f} s")
+    limit_ms, archs = figures["limit_ms"].median, figures["predicted_archs"].median
+    print(f"{what}, limit {limit_ms:.3f} ms; CPU time of one thread, medians of {given.rounds} rounds (range)")
+    print(f"latency side: all predictions and limits {figures['latency_side_s'].text('s', digits=3, at_most=GOAL_S)}")
+    ratio = figures["op_by_op_over_latency_side"].text(f"x: the same {archs:,.0f} archs op by op", digits=0)
+    print(f"                                         {ratio}")
+    print(f"mutation, crossover and repair           {figures['mutation_crossover_repair_s'].text('s', digits=3)}")
+    print(f"the whole loop, constant-time accuracy   {figures['whole_loop_s'].text('s', digits=3)}")
+    print(f"before it: 100 archs, exactly uniform    {figures['first_archs_exactly_uniform_s'].text('s', digits=3)}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def example_meta(**changes: Any) -> LutMeta:
     """The footer of `example_row`s; fields of target and plan are given by their own names."""
     target = {name: changes.pop(name) for name in ("device", "runtime", "dtype", "batch") if name in changes}
     both = {"cache": CACHE, **{name: changes.pop(name) for name in ("threads", "cache") if name in changes}}
-    train_ops = 12 if both["cache"] == "rotating" else 1
+    train_ops = 12 if both["cache"] in ("rotating", "cold") else 1
     plan = {"runtime": target.get("runtime", "onnxruntime"), "train_ops": train_ops, **both}
     fields: dict[str, Any] = {
         "target": Target(**{"device": "example-cpu", "runtime": "onnxruntime", **target, **both}),

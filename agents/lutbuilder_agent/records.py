@@ -16,7 +16,7 @@ PROTOCOL_VERSION = 2  # newest spoken here; 2 added leases ahead
 PROTOCOL_OLDEST = 1
 
 OpId = str  # see lutbuilder.op; opaque to the agent
-Cache = Literal["hot", "rotating", "flushed"]
+Cache = Literal["hot", "rotating", "flushed", "cold"]
 Format = Literal["onnx", "tflite", "graph"]
 FailureReason = Literal[
     "unsupported", "crashed", "timed_out", "out_of_memory", "wrong_output", "bad_artifact", "unstable"
@@ -39,7 +39,8 @@ class Plan:
     A visit is a block of at least `min_calls` counted calls lasting at least `min_block_ns`, after `warmup_calls` that
     are kept apart. A round visits every op of the lease once, in an order shuffled by (`seed`, round). Each artifact is
     prepared `instances` times; visits take them in turn. `threads`, `cache` and `runtime` are conditions of the target.
-    With cache `rotating`, `train_ops` ops are visited together, their calls taking turns.
+    With caches `rotating` and `cold`, `train_ops` ops are visited together, their calls taking turns; with `cold` whole
+    networks take turns, too.
     """
 
     runtime: str
@@ -73,8 +74,10 @@ class Plan:
             _check_int(name, getattr(self, name), low, high)
         if self.max_calls < self.min_calls:
             raise SpecError(f"max_calls ({self.max_calls}) is below min_calls ({self.min_calls})")
-        if (self.cache == "rotating") != (self.train_ops > 1):
-            raise SpecError(f"train_ops above 1 goes with cache rotating, got {self.train_ops} and {self.cache}")
+        if (self.cache in ("rotating", "cold")) != (self.train_ops > 1):
+            raise SpecError(
+                f"train_ops above 1 goes with cache rotating or cold, got {self.train_ops} and {self.cache}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,8 @@ class ArtifactRef:
 class LeasedOp:
     """One op of a lease. `every` = n: visited in every n-th round only (whole networks take longer than ops).
 
-    `solo`: timed in a block of its own whatever the plan's cache state (a whole network makes its own cache state).
+    `solo`: timed in a block of its own (a whole network makes its own cache state); with cache `cold` it takes turns
+    with the others that are.
     """
 
     op_id: OpId

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _FLUSH_BYTES = 64 << 20  # twice the largest last-level cache share seen on the hosts tried so far
+NETWORK_TURNS = 4  # whole networks that take turns: each finds in the caches what three others left
 _BLOCK_READINGS = 1000  # a block is at least so many readings of the timer long
 _MOST_CALLS = 100_000  # of one block, however coarse the timer: what one report takes
 

@@ -427,7 +427,7 @@ class _Bench:
 
     def __init__(self, start: _Start, runtime: Runtime, mark: mmap.mmap, journal: io.FileIO) -> None:
         from lutbuilder_agent.throttle import throttle_counters
-        from lutbuilder_agent.timing import make_flush, timer_facts
+        from lutbuilder_agent.timing import NETWORK_TURNS, make_flush, timer_facts
 
         self._plan = start.plan
         self._runtime = runtime
@@ -438,6 +438,7 @@ class _Bench:
         self._mark = mark
         self._steps = 0
         self._journal = journal
+        self._turns = NETWORK_TURNS if start.plan.cache == "cold" else 1  # of whole networks
         self._flush = make_flush() if start.plan.cache == "flushed" else None
         self._ready: dict[OpId, _Ready] = {}
 
@@ -468,7 +469,7 @@ class _Bench:
         timed_ns = 0
         due = [r for r in self._ready.values() if round % r.op.every == 0 and r.op.op_id not in skip]
         due = shuffled(due, seed=self._plan.seed, round=round)
-        units = [[ready] for ready in due if ready.op.solo]
+        units = trains([ready for ready in due if ready.op.solo], length=self._turns)
         together = [ready for ready in due if not ready.op.solo]
         if together:
             units += trains(together, length=self._plan.train_ops)
@@ -497,7 +498,7 @@ class _Bench:
             flush=self._flush,
             least_ns=self._least_block_ns,
             # A small network finds its weights where larger ones have been: two or three calls bring them back.
-            warm_up_ns=self._plan.min_block_ns if unit[0].op.solo else 0,
+            warm_up_ns=self._plan.min_block_ns if unit[0].op.solo and self._turns == 1 else 0,
         )
         for ready in unit:
             ready.visits += 1

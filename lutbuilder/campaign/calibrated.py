@@ -270,12 +270,18 @@ def with_calibration(made: Draft, calibrated: Calibrated) -> Draft:
 # --- In which ways rows may be off
 
 
-def patterns(ops: Sequence[OpSpec], prior_ms: Floats, *, typical_sd: float = _TYPICAL_SD) -> tuple[Pattern, ...]:
+_ENDS = ("conv", "logits", "linear", "global_pool", "max_pool")
+
+
+def patterns(
+    ops: Sequence[OpSpec], prior_ms: Floats, *, typical_sd: float = _TYPICAL_SD, ends: bool = False
+) -> tuple[Pattern, ...]:
     """Return the ways in which ops cost more or less inside networks than their rows say.
 
     `ops` are the first terms, call overheads follow. Each op on its own; all together; all by the same time (what an
     engine does between two ops); by weights read per millisecond, which a network finds in a farther cache than a loop
-    does; by the size of the map, near sizes alike.
+    does; by the size of the map, near sizes alike. With `ends`, also the ops before and after the stages, together:
+    what a network costs more than its ops whatever its length.
     """
     n, values = len(ops), prior_ms[: len(ops)]
     sizes = np.log2([op.height * op.width for op in ops]) / 2.0
@@ -290,6 +296,8 @@ def patterns(ops: Sequence[OpSpec], prior_ms: Floats, *, typical_sd: float = _TY
         "weights": ((weights - weights.mean()) / spread if spread > 0 else np.zeros(n))[:, None],
         "map": by_map,
     }
+    if ends:
+        columns["ends"] = np.array([[float(op.kind in _ENDS)] for op in ops])
     return (
         Pattern(name="op", factors=np.ones(len(prior_ms)), typical_sd=typical_sd),
         Pattern(name="all", factors=np.ones((len(prior_ms), 1)), typical_sd=typical_sd),

@@ -123,7 +123,12 @@ def in_situ_rows(
         ),
         prior_ms,
         np.concatenate([widths / _NORMAL_95, np.zeros(len(calls))]),
-        patterns([measured[op_id].op for op_id in ids], prior_ms),
+        # Networks that take turns find everything cold, what they share too; hot ones are past help (decision 0009).
+        patterns(
+            [measured[op_id].op for op_id in ids],
+            prior_ms,
+            ends=any(row.cache == "cold" for row in measured.values()),
+        ),
     )
     ridge, untouched = calibration.of("ridge"), calibration.of("none")
     if ridge.loo_error >= untouched.loo_error:

@@ -238,7 +238,7 @@ class Controller:
         (docs/decisions/0006).
         """
         plan = self._spec.plan
-        return plan.cache == "rotating" and runtimes.entry(plan.runtime)[1].has_caches
+        return plan.train_ops > 1 and runtimes.entry(plan.runtime)[1].has_caches
 
     def _all_precise(self) -> bool:
         # A validation goes on to its last round: its networks have no precision to reach.

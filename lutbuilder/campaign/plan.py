@@ -62,7 +62,7 @@ def make_plan(
         runtime=runtime,
         threads=threads,
         cache=cache,
-        train_ops=acquisition.train_ops if cache == "rotating" else 1,
+        train_ops=acquisition.train_ops if cache in ("rotating", "cold") else 1,
         warmup_calls=acquisition.warmup_calls,
         instances=instances,
         seed=seed,

@@ -28,7 +28,9 @@ def collect(
     device: Annotated[
         str, typer.Option(help="What to measure: cpu is this machine; see `lutbuilder devices`.")
     ] = "cpu",
-    space: Annotated[str, typer.Option(help="Search space or a .toml file; see `lutbuilder spaces`.")] = "proxyless",
+    space: Annotated[
+        str, typer.Option(help="Search space, .toml file, or mine:space of mine.py; see `lutbuilder spaces`.")
+    ] = "proxyless",
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, litert or torch [default: the device's].", show_default=False)
     ] = None,
@@ -72,7 +74,7 @@ def collect(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure once more what is precise already.")] = False,
     cache: Annotated[
-        str | None, typer.Option(help="hot, rotating or flushed [default: the runtime's].", show_default=False)
+        str | None, typer.Option(help="hot, rotating, cold or flushed [default: the runtime's].", show_default=False)
     ] = None,
     runtime_option: Annotated[
         list[str] | None,

@@ -76,6 +76,25 @@ def errors_shown(*, as_json: bool, debug: bool, resumable: bool = False) -> Iter
         raise typer.Exit(LutbuilderError.exit_status) from error
 
 
+def check_writable(path: Path, *, option: str) -> None:
+    """Refuse a path that no file can be written to, before time is spent on what it is to hold; its folder is made.
+
+    Raises SpecError naming the option. Only a try tells: an administrator may write where permissions say no.
+    """
+    from tempfile import TemporaryFile
+
+    from lutbuilder_agent.errors import SpecError
+
+    if path.is_dir():
+        raise SpecError(f"{option} {path} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SpecError(f"{option} {path} cannot be written: {error.strerror or error}; name another file") from error
+
+
 def _show(code: str, message: str, exit_status: int, *, as_json: bool, traceback: bool) -> None:
     if traceback:
         import traceback as tracebacks

@@ -86,13 +86,17 @@ def show(
             help="luts/DEVICE/NAME, ...@VERSION, or a file [default: the newest there is].", show_default=False
         ),
     ] = None,
+    every_row: Annotated[
+        bool, typer.Option("--every-row", help="Also rows that a lookup leaves for a better one of the same op.")
+    ] = False,
     luts: LutsFolder = Path("luts"),
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show a table and its evidence.
 
-    Where it comes from, how good it is, how well it predicts whole networks, and every row.
+    Where it comes from, how good it is, how well it predicts whole networks, and the row that a lookup takes of every
+    op. --json has every row.
 
     \b
     Examples:
@@ -101,7 +105,7 @@ def show(
       lutbuilder luts show luts/<device>/litert-fp32-bs1/v0001.parquet --json
     """
     with errors_shown(as_json=json_, debug=debug):
-        from lutbuilder.lut import Lut
+        from lutbuilder.lut import Lut, preferred
 
         found = _newest(luts) if lut is None else Lut.load(lut, folder=luts)
         if json_:
@@ -114,8 +118,11 @@ def show(
             table("", _SESSION_COLUMNS, map(_session, found.meta.session_reports), right=_SESSION_COLUMNS[2:6])
         if found.meta.validation is not None:
             _show_validation(found.meta.validation)
-        columns = ["op", "latency ms", "±", "call ms", "p90 ms", "rounds", "instances", "sessions", "status"]
-        table("", columns, _rows(found), right=columns[1:-1])
+        columns = ["op", "latency ms", "±", "call ms", "p90 ms", "rounds", "instances", "sessions", "method", "status"]
+        shown = found.rows() if every_row else tuple(preferred(found.rows()).values())
+        table("", columns, _rows(shown), right=columns[1:-2])
+        if len(shown) < len(found):
+            say(f"{len(found) - len(shown)} more rows of the same ops, timed or fitted in another way: --every-row")
 
 
 @app.command()
@@ -414,7 +421,7 @@ def _session(report: SessionReport) -> tuple[str, ...]:
     )
 
 
-def _rows(lut: Lut) -> list[tuple[str, ...]]:
+def _rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [
         (
             row.op.label(),
@@ -425,9 +432,10 @@ def _rows(lut: Lut) -> list[tuple[str, ...]]:
             str(row.n_rounds),
             str(row.n_instances),
             str(row.n_sessions),
+            (row.method or "").replace("_", " "),
             _status(row),
         )
-        for row in sorted(lut.rows(), key=lambda row: row.kind == "identity")  # overheads last
+        for row in sorted(rows, key=lambda row: row.kind == "identity")  # overheads last
     ]
 
 

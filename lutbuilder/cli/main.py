@@ -55,6 +55,7 @@ def lutbuilder(
       lutbuilder luts list
       lutbuilder calibrate luts/<device>/onnxruntime-fp32-bs1
       lutbuilder validate luts/<device>/onnxruntime-fp32-bs1
+      lutbuilder search proxyless luts/<device>/onnxruntime-fp32-bs1 --limit 6ms --accuracy mine:accuracy
       lutbuilder serve --listen 0.0.0.0:7070
     """
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
+import math
+import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from lutbuilder.cli.console import Debug, Json, LutsFolder, emit_json, errors_shown, pairs, say, table
-from lutbuilder.cli.values import amount, duration_text, named_value, unit_of, whole
+from lutbuilder.cli.console import Debug, Json, LutsFolder, check_writable, emit_json, errors_shown, pairs, say, table
+from lutbuilder.cli.values import amount, amount_of, amount_text, duration_text, named_value, whole
 
 if TYPE_CHECKING:
+    from lutbuilder.lut import Lut
     from lutbuilder.nas.search import Accuracy, Progress
     from lutbuilder.nas.search.request import SearchOutcome, SearchRequest
 
@@ -25,9 +26,14 @@ LINE_EVERY_S = 5.0
 
 
 def search(
-    space: Annotated[str, typer.Argument(help="Search space, e.g. ofa_mbv3-w1.2; `lutbuilder spaces` lists them.")],
+    space: Annotated[
+        str, typer.Argument(help="Search space, e.g. ofa_mbv3-w1.2; `lutbuilder spaces list` lists them.")
+    ],
     lut: Annotated[str, typer.Argument(help="Table: luts/DEVICE/NAME, ...@VERSION, or a file.", show_default=False)],
-    limit: Annotated[str, typer.Option(help="The most a network may cost: 12ms, 900us.", show_default=False)],
+    limit: Annotated[
+        str,
+        typer.Option(help="The most a network may cost: 12ms, 900us; 30mJ; 9000000 (cycles).", show_default=False),
+    ],
     accuracy: Annotated[
         str,
         typer.Option(
@@ -38,7 +44,7 @@ def search(
         ),
     ],
     method: Annotated[
-        str, typer.Option(help="evolution, joint, pareto, bits, channels or netadapt; see below.")
+        str, typer.Option(help="evolution, joint, pareto, bits, channels or netadapt; see above.")
     ] = "evolution",
     at_least: Annotated[str | None, typer.Option(help="The least it may cost.", show_default=False)] = None,
     column: Annotated[str, typer.Option(help="Column of the table that is limited.")] = "latency_ms",
@@ -54,17 +60,23 @@ def search(
         str | None, typer.Option(help="Width of a bucket of pareto [default: a 20th of the range].", show_default=False)
     ] = None,
     generations: Annotated[
-        int | None, typer.Option(help="Generations, or iterations [default: as published].", show_default=False)
+        int | None,
+        typer.Option(
+            help="Generations, or iterations [default: as published; of bits and channels 50].", show_default=False
+        ),
     ] = None,
     population: Annotated[
-        int | None, typer.Option(help="Archs a generation, or episodes [default: as published].", show_default=False)
+        int | None,
+        typer.Option(
+            help="Archs a generation, or episodes [default: as published; of bits and channels 64].", show_default=False
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Fixes the result.")] = 1,
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Keep the state there every 10 generations, and continue from it if it is there.",
+            help="Keep the search in this file while it runs, and continue the one that is in it.",
             show_default=False,
         ),
     ] = None,
@@ -73,7 +85,9 @@ def search(
     ] = None,
     save_networks: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write what is shown as a list for validate --networks.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Write what is shown as a new list for validate --networks.", show_default=False
+        ),
     ] = None,
     luts: LutsFolder = Path("luts"),
     json_: Json = False,
@@ -81,10 +95,13 @@ def search(
 ) -> None:
     """Search a space for accurate networks under a hard limit.
 
-    Every network that is scored keeps every limit, by the table's sum over its ops. Methods: evolution (OFA), joint
-    (APQ: a layer's widths, kernel and bits at once), pareto (AttentiveNAS, AlphaNet: the best of each cost bucket),
-    bits (HAQ) and channels (AMC) with a plain optimiser in place of a trained agent, netadapt. A limit that no network
-    keeps is refused with the lowest cost there is.
+    Every network that is shown or saved keeps every limit, by the table's sum over its ops. A limit that no network
+    keeps is refused with the lowest cost there is. Methods: evolution (OFA), joint (APQ: a layer's widths, kernel and
+    bits at once), pareto (AttentiveNAS, AlphaNet: the best of each cost bucket), bits (HAQ) and channels (AMC) with a
+    plain optimiser in place of a trained agent, and netadapt, which comes down from the largest network and gives the
+    one it reaches the limit with; if it does not get there, it gives none and ends with status 1.
+
+    With --json all archs are encodings and values by name; the text shows - where a variable does not matter.
 
     \b
     Examples:
@@ -94,30 +111,41 @@ def search(
       lutbuilder search haq <lut> --method bits --column cycles --limit 9000000 --accuracy mine:accuracy --json
       lutbuilder search proxyless <lut> --limit 6ms --also energy_mj=30mJ --accuracy mine:accuracy --top 3
     """
-    with errors_shown(as_json=json_, debug=debug, resumable=resume is not None):
+    with errors_shown(as_json=json_, debug=debug):
         from lutbuilder import spaces
         from lutbuilder.lut import Lut
         from lutbuilder.nas.search.request import ColumnLimit, SearchRequest, run
+        from lutbuilder_agent.errors import SpecError
 
         spaces.get(space)
         shown = whole(
             (100_000 if method == "pareto" else 10) if top is None else top, option="--top", least=1, most=100_000
         )
+        opened = Lut.load(lut, folder=luts)
+        _check_column(column, opened, "--column {}")
         first = ColumnLimit(
             column=column,
             max_cost=amount(limit, option="--limit", column=column),
             **({} if at_least is None else {"min_cost": amount(at_least, option="--at-least", column=column)}),
         )
-        others = [named_value(text, option="--also") for text in also or ()]
-        opened = Lut.load(lut, folder=luts)
+        if first.min_cost > first.max_cost:
+            raise SpecError(f"--at-least {at_least} is above --limit {limit}")
+        others: list[ColumnLimit] = []
+        for text in also or ():
+            name = text.partition("=")[0].strip()
+            _check_column(name, opened, "--also {}={}")
+            _, most = named_value(text, option="--also", like=f"{name}={amount_of(name)}")
+            if name in (limit_.column for limit_ in (first, *others)):
+                raise SpecError(f"{name} is limited twice; give its lowest limit")
+            others.append(ColumnLimit(column=name, max_cost=amount(most, option=f"--also {name}", column=name)))
+        _check_outputs(resume, save_networks)
+        searched = spaces.get(space, batch=opened.meta.target.batch)
+        say(f"searching {searched.name} by the costs of {opened.name}@{opened.version}")
         request = SearchRequest(
-            space=spaces.get(space, batch=opened.meta.target.batch),
+            space=searched,
             lut=opened,
             accuracy=load_accuracy(accuracy),
-            limits=(
-                first,
-                *(ColumnLimit(column=n, max_cost=amount(v, option=f"--also {n}", column=n)) for n, v in others),
-            ),
+            limits=(first, *others),
             method=method,
             seed=whole(seed, option="--seed", least=0, most=(1 << 63) - 1),
             generations=None
@@ -127,43 +155,40 @@ def search(
             bucket=None if bucket is None else amount(bucket, option="--bucket", column=column),
             state=resume,
         )
+        view = SearchView(column=column)
         start_s = time.monotonic()
-        with _notes() as notes:
-            outcome = run(request, SearchView(unit=unit_of(column)).update)
+        with _notes() as notes, _stopping(resume):
+            outcome = run(request, view.update)
         wall_s = time.monotonic() - start_s
+        reached = outcome.ended not in _SHORT
+        if not reached:
+            notes.append(f"no network within the limit, the last one costs {view.cost}: {_SHORT[outcome.ended]}")
         for note in notes:
             say(f"note: {note}")
-        if save_networks is not None:
-            _save(request, outcome, shown, save_networks)
         if json_:
             emit_json(_as_data(request, outcome, shown, wall_s=wall_s, notes=notes))
         else:
             _show(request, outcome, shown, wall_s=wall_s)
-        if outcome.ended in ("iterations", "stuck"):
-            raise typer.Exit(1)
+    if save_networks is not None and reached:
+        with errors_shown(as_json=False, debug=debug):  # what was found is on stdout already, one object of it
+            _save(request, outcome, shown, save_networks)
+    if not reached:
+        raise typer.Exit(1)
+
+
+# How netadapt ends short of the limit.
+_SHORT = {
+    "iterations": "the iterations ran out; more --generations may get there, --method evolution begins there",
+    "stuck": "no layer alone can save another step; --method evolution changes several",
+}
 
 
 def load_accuracy(text: str) -> Accuracy:
-    """Return the function that MODULE:FUNCTION names, from an installed module or one in the current folder.
-
-    Raises SpecError saying what is not there; what the module raises while it is imported is told with its name.
-    """
+    """Return the function that MODULE:FUNCTION names. Raises SpecError saying what is not there."""
+    from lutbuilder.spaces.registry import named
     from lutbuilder_agent.errors import SpecError
 
-    name, colon, attribute = text.partition(":")
-    if not (name and colon and attribute):
-        raise SpecError(f"--accuracy {text!r} is not MODULE:FUNCTION; write it as mine:accuracy for a file mine.py")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # user's code runs here
-        raise SpecError(f"--accuracy {text!r}: importing {name} raised {type(error).__name__}: {error}") from error
-    try:
-        found = reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        raise SpecError(f"--accuracy {text!r}: {error}") from error
+    found = named(text, what="--accuracy", like="mine:accuracy")
     if not callable(found):
         raise SpecError(f"--accuracy {text!r} is no function but {found!r:.60}")
     accuracy: Accuracy = found
@@ -174,19 +199,21 @@ class SearchView:
     """Progress on stderr: a line every few seconds. `clock` gives seconds."""
 
     def __init__(
-        self, stream: TextIO | None = None, *, unit: str = "", clock: Callable[[], float] = time.monotonic
+        self, stream: TextIO | None = None, *, column: str = "latency_ms", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._unit = unit
+        self._column = column
         self._clock = clock
         self._start_s = self._line_at_s = clock()
         self._first: int | None = None
+        self.cost = "?"  # of the best network at the last moment
 
     def update(self, progress: Progress) -> None:
         """Show one moment, unless the last line is fresh."""
         now_s = self._clock()
         if self._first is None:
             self._first = progress.generation
+        self.cost = amount_text(progress.best_cost, self._column)
         done = progress.generation - self._first
         if now_s - self._line_at_s < LINE_EVERY_S:
             return
@@ -195,10 +222,57 @@ class SearchView:
         eta = f", eta {duration_text(elapsed_s / done * (progress.generations - progress.generation))}" if done else ""
         print(
             f"[generation {progress.generation}/{progress.generations}] {duration_text(elapsed_s)} elapsed{eta}, "
-            f"{progress.n_scored} scored, best {progress.best_score:.6g} at {progress.best_cost:.6g}{self._unit}",
+            f"{progress.n_scored} scored, best {progress.best_score:.6g} at {self.cost}",
             file=self._stream,
             flush=True,
         )
+
+
+def _check_column(name: str, lut: Lut, ask: str) -> None:
+    """Refuse a column without costs, naming those the table has and what to type: `ask` with a name and an amount."""
+    from lutbuilder.nas.compiled import COSTS, other_columns
+    from lutbuilder_agent.errors import OpNotInLut, UnknownName
+
+    there = [cost for cost in COSTS if lut.table.column(cost).null_count < len(lut)]
+    if name in there:
+        return
+    take = ask.format(there[0], amount_of(there[0])) if there else ""
+    if name in COSTS:
+        raise OpNotInLut(f"{lut.spec} has no {name}. {other_columns(name, there, take=take)}")
+    raise UnknownName(f"{lut.spec} has no column {name!r}; it has {', '.join(there) or 'none'}: take one, as {take}")
+
+
+def _check_outputs(state: Path | None, networks: Path | None) -> None:
+    """Refuse what cannot be written before the search, not after it."""
+    from lutbuilder_agent.errors import SpecError
+
+    if state is not None:
+        check_writable(state, option="--resume")
+    if networks is not None:
+        check_writable(networks, option="--save-networks")
+        if networks.exists():
+            raise SpecError(f"--save-networks {networks} is there already; name another file, or remove it")
+
+
+@contextmanager
+def _stopping(state: Path | None) -> Iterator[None]:
+    """Say of a search that Ctrl-C ends what is kept of it, and how it goes on."""
+    from lutbuilder.nas.search import StateFile
+    from lutbuilder_agent.errors import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        told = "nothing is kept; with --resume FILE a search can go on where it was stopped"
+        if state is not None:
+            again = shlex.join(["lutbuilder", *sys.argv[1:]])
+            done = StateFile(path=state).generation()
+            told = (
+                f"nothing is kept, the first networks were not scored yet. Start again: {again}"
+                if done is None
+                else f"{state} holds the search after generation {done}. Go on: {again}"
+            )
+        raise Interrupted(f"stopped by Ctrl-C; {told}") from error
 
 
 @contextmanager
@@ -217,16 +291,9 @@ def _notes() -> Iterator[list[str]]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _rows(request: SearchRequest, outcome: SearchOutcome, shown: int) -> range:
-    """The rows to show: the first, but of netadapt the last, where its cheapest networks are."""
-    n = len(outcome.archs)
-    return range(max(0, n - shown), n) if request.method == "netadapt" else range(min(n, shown))
-
-
 def _as_data(
     request: SearchRequest, outcome: SearchOutcome, shown: int, *, wall_s: float, notes: list[str]
 ) -> dict[str, object]:
-    rows = _rows(request, outcome, shown)
     return {
         "space": request.space.name,
         "lut": {"name": request.lut.name, "version": request.lut.version, "path": str(request.lut.path)},
@@ -244,25 +311,21 @@ def _as_data(
             {
                 "score": outcome.scores[row],
                 "costs": {limit.column: outcome.costs[n, row] for n, limit in enumerate(request.limits)},
-                "encoding": outcome.archs[row],
-                "arch": request.space.decode(outcome.archs[row]),
+                "encoding": arch,
+                "arch": request.space.decode(arch),
             }
-            for row in rows
+            for row, arch in enumerate(outcome.archs[:shown])
         ],
     }
 
 
 def _show(request: SearchRequest, outcome: SearchOutcome, shown: int, *, wall_s: float) -> None:
-    told = [
-        f"{limit.max_cost:g}{unit_of(limit.column)} of {limit.column}"
-        + ("" if limit.min_cost == -float("inf") else f", at least {limit.min_cost:g}{unit_of(limit.column)}")
-        for limit in request.limits
-    ]
-    ends = {
-        "exhausted": "every network within the limits was scored",
-        "iterations": "NOT within the limit: the iterations ran out, give --generations",
-        "stuck": "NOT within the limit: no layer alone can save another step",
-    }
+    from lutbuilder.spaces.summary import arch_text
+
+    told = [f"{amount_text(limit.max_cost, limit.column, digits=10)} of {limit.column}" for limit in request.limits]
+    first = request.limits[0]
+    if math.isfinite(first.min_cost):
+        told[0] += f", at least {amount_text(first.min_cost, first.column, digits=10)}"
     pairs(
         f"{request.method} search of {request.space.name}",
         [
@@ -270,28 +333,28 @@ def _show(request: SearchRequest, outcome: SearchOutcome, shown: int, *, wall_s:
             ("limit", "; ".join(told)),
             ("took", f"{duration_text(wall_s)}, {outcome.generations} generations, seed {request.seed}"),
             ("scored", f"{outcome.n_scored} networks"),
-            ("ended", ends.get(outcome.ended, "")),
+            ("ended", "every network within the limits was scored" if outcome.ended == "exhausted" else ""),
         ],
     )
-    columns = ["score", *(limit.column for limit in request.limits)]
+    names = [limit.column for limit in request.limits]
     lines = [
         (
             f"{outcome.scores[row]:.6g}",
-            *(f"{cost:.6g}" for cost in outcome.costs[:, row]),
-            " ".join(f"{name}={value}" for name, value in request.space.decode(outcome.archs[row]).items()),
+            *(amount_text(cost, name).split()[0] for cost, name in zip(outcome.costs[:, row], names, strict=True)),
+            arch_text(request.space, arch),
         )
-        for row in _rows(request, outcome, shown)
+        for row, arch in enumerate(outcome.archs[:shown])
     ]
-    table("", [*columns, "arch"], lines, right=columns)
+    if lines:
+        table("", ["score", *names, "arch"], lines, right=["score", *names])
 
 
 def _save(request: SearchRequest, outcome: SearchOutcome, shown: int, path: Path) -> None:
     from lutbuilder.networks import HeldOut, save_networks
 
-    rows = _rows(request, outcome, shown)
     found = {
         network.op_id: network
-        for network in (HeldOut.of(request.space, outcome.archs[row].tolist(), group="searched") for row in rows)
+        for network in (HeldOut.of(request.space, arch.tolist(), group="searched") for arch in outcome.archs[:shown])
     }
     save_networks(tuple(found.values()), request.space, path, batch=request.lut.meta.target.batch)
     say(f"wrote {len(found)} networks to {path}")

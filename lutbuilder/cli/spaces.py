@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,32 +19,47 @@ if TYPE_CHECKING:
     from lutbuilder.urls import Place
 
 INCOMPLETE = 1  # exit status of `coverage`
-_LISTED = 100  # ops that `show` lists unless it is asked for all
+_LISTED = 100  # ops that are listed unless all are asked for
 
 app = typer.Typer(rich_markup_mode=None)
-Name = Annotated[str, typer.Argument(help="Space, e.g. proxyless or ofa_mbv3-w1.2-r224, or a .toml file.")]
+Name = Annotated[
+    str, typer.Argument(help="Space, e.g. proxyless or ofa_mbv3-w1.2-r224; a .toml file; or mine:space of mine.py.")
+]
+AllOps = Annotated[bool, typer.Option("--ops", help="List every op, however many there are.")]
 
 
 @app.callback(invoke_without_command=True)
-def list_spaces(context: typer.Context, json_: Json = False, debug: Debug = False) -> None:
+def spaces(context: typer.Context, json_: Json = False, debug: Debug = False) -> None:
     """List the search spaces, show one, or compare one with a table.
 
     \b
     Examples:
-      lutbuilder spaces
-      lutbuilder spaces --json
+      lutbuilder spaces list
       lutbuilder spaces show ofa_mbv3-w1.2
       lutbuilder spaces coverage ofa_mbv3 luts/<device>/onnxruntime-fp32-bs1
     """
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        list_(json_, debug)
+
+
+@app.command("list")
+def list_(json_: Json = False, debug: Debug = False) -> None:
+    """List the search spaces that have a name.
+
+    \b
+    Examples:
+      lutbuilder spaces list
+      lutbuilder spaces list --json
+    """
     with errors_shown(as_json=json_, debug=debug):
         from lutbuilder.spaces import SPACES
 
         if json_:
             emit_json({"spaces": [{"name": name, **_entry(name)} for name in SPACES]})
         else:
-            rows = [(name, ", ".join(entry.variants), _grids(name), entry.summary) for name, entry in SPACES.items()]
+            rows = [
+                (_names(name), ", ".join(entry.variants), _grids(name), entry.summary) for name, entry in SPACES.items()
+            ]
             table("", ["space", "variants (the first is the default)", "resolutions", "what"], rows)
 
 
@@ -56,7 +72,7 @@ def show(
     bs: Annotated[
         int | None, typer.Option("--bs", help="Batch size [default: the table's, or 1].", show_default=False)
     ] = None,
-    all_ops: Annotated[bool, typer.Option("--ops", help="List every op, however many there are.")] = False,
+    all_ops: AllOps = False,
     luts: LutsFolder = Path("luts"),
     json_: Json = False,
     debug: Debug = False,
@@ -106,16 +122,14 @@ def show(
             for c in choices(space)
         ]
         table("", ["variables", "count", "values", "matter"], variables, right=["count"])
-        shown = ops if all_ops else ops[:_LISTED]
-        table("", ["op_id", "op"], [(op.op_id, op.label()) for op in shown])
-        if len(shown) < len(ops):
-            print(f"... and {len(ops) - len(shown):,} more ops: --ops lists all")
+        _list_ops("op", [(op.op_id, op.label()) for op in ops], all_ops)
 
 
 @app.command()
 def coverage(
     name: Name,
     lut: Annotated[str, typer.Argument(help="Table: luts/DEVICE/NAME, ...@VERSION, or a file.")],
+    all_ops: AllOps = False,
     luts: LutsFolder = Path("luts"),
     json_: Json = False,
     debug: Debug = False,
@@ -128,6 +142,7 @@ def coverage(
     \b
     Examples:
       lutbuilder spaces coverage proxyless luts/<device>/onnxruntime-fp32-bs1
+      lutbuilder spaces coverage ofa_mbv3-fine luts/<device>/onnxruntime-fp32-bs1@3 --ops
       lutbuilder spaces coverage ofa_mbv3-fine luts/<device>/onnxruntime-fp32-bs1@3 --json
     """
     with errors_shown(as_json=json_, debug=debug):
@@ -149,9 +164,16 @@ def coverage(
                 ],
             )
             if told["missing"]:
-                table("", ["op_id", "missing op"], [(op["op_id"], op["label"]) for op in told["missing"]])
+                _list_ops("missing op", [(op["op_id"], op["label"]) for op in told["missing"]], all_ops)
     if not told["complete"]:
         raise typer.Exit(INCOMPLETE)
+
+
+def _list_ops(title: str, ops: Sequence[tuple[str, str]], all_ops: bool) -> None:
+    shown = ops if all_ops else ops[:_LISTED]
+    table("", ["op_id", title], shown)
+    if len(shown) < len(ops):
+        print(f"... and {len(ops) - len(shown):,} more ops: --ops lists all")
 
 
 def _open(lut: str, luts: Place) -> Lut:
@@ -234,8 +256,8 @@ def _refused_text(told: dict[str, Any]) -> str:
 
 def _counted(archs: int) -> str:
     """Return a count with commas, and its size in a few digits where nobody would count them."""
-    digits = str(archs)  # not a float: there are more archs than those reach
-    return f"{archs:,}" + (f" ({digits[0]}.{digits[1:3]}e{len(digits) - 1})" if len(digits) > 9 else "")
+    size = f"{Decimal(archs):.2e}".replace("e+", "e")  # not a float: there are more archs than those reach
+    return f"{archs:,}" + (f" ({size})" if archs >= 10**9 else "")
 
 
 def _sites_text(count: int, optional: int) -> str:
@@ -248,11 +270,21 @@ def _matters(gated: int, count: int, gates: Sequence[str]) -> str:
     return f"{'all' if gated == count else f'{gated} of them'} as {', '.join(gates)} say"
 
 
+def _names(name: str) -> str:
+    return name + "".join(f" ({alias})" for alias in _aliases(name))
+
+
+def _aliases(name: str) -> list[str]:
+    from lutbuilder.spaces.registry import ALIASES
+
+    return [alias for alias, meant in ALIASES.items() if meant == name]
+
+
 def _entry(name: str) -> dict[str, object]:
     from lutbuilder.spaces import SPACES
 
     entry = SPACES[name]
-    return {"summary": entry.summary, "variants": list(entry.variants), "grids": entry.grids}
+    return {"aliases": _aliases(name), "summary": entry.summary, "variants": list(entry.variants), "grids": entry.grids}
 
 
 def _grids(name: str) -> str:

@@ -49,18 +49,18 @@ def whole(value: int, *, option: str, least: int, most: int) -> int:
 
 
 def cache_state(text: str, *, option: str) -> Cache:
-    """Return one of hot, rotating, flushed."""
+    """Return one of hot, rotating, flushed, cold."""
     for cache in get_args(Cache):
         if text.strip().lower() == cache:
             return cast(Cache, cache)
     raise SpecError(f"{option} {text!r} is unknown; write one of {', '.join(get_args(Cache))}")
 
 
-def named_value(text: str, *, option: str) -> tuple[str, str]:
-    """Return name and value of `NAME=VALUE`."""
+def named_value(text: str, *, option: str, like: str = "xnnpack=0") -> tuple[str, str]:
+    """Return name and value of `NAME=VALUE`; a refusal gives `like` as an example."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise SpecError(f"{option} {text!r} is not NAME=VALUE; write it as xnnpack=0")
+        raise SpecError(f"{option} {text!r} is not NAME=VALUE; write it as {like}")
     return name.strip(), value.strip()
 
 
@@ -100,14 +100,19 @@ def amount(text: str, *, option: str, column: str) -> float:
     number = body.rstrip("abcdefghijklmnopqrstuvwxyzµ ")
     unit = body[len(number) :].strip()
     if not _NUMBER.fullmatch(number) or unit not in (units if units is not None else {""}):
-        example = {"ms": "12ms or 900us", "mj": "30mJ"}.get(column.rpartition("_")[2], "1000000")
-        raise SpecError(f"{option} {text!r} is no amount of {column}; write it as {example}")
+        raise SpecError(f"{option} {text!r} is no amount of {column}; write it as {amount_of(column)}")
     return float(number) * (units[unit] if units is not None else 1.0)
 
 
-def unit_of(column: str) -> str:
-    """Return the unit of a column as people write it behind a number, with a space; nothing where it has none."""
-    return {"ms": " ms", "mj": " mJ"}.get(column.rpartition("_")[2], "")
+def amount_of(column: str) -> str:
+    """Return an example of what `amount` takes for a column."""
+    return {"ms": "12ms", "mj": "30mJ"}.get(column.rpartition("_")[2], "1000000")
+
+
+def amount_text(value: float, column: str, *, digits: int = 6) -> str:
+    """Return an amount as people read it: 5.99943 ms, 30 mJ, 9,992,837 where a column is a count."""
+    unit = {"ms": "ms", "mj": "mJ"}.get(column.rpartition("_")[2])
+    return f"{value:,.0f}" if unit is None else f"{value:.{digits}g} {unit}"
 
 
 def percent_text(value: float | None, digits: int = 1) -> str:

@@ -3,7 +3,6 @@
 # source: lutbuilder/control/control.proto
 # Protobuf Python Version: 5.26.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import symbol_database as _symbol_database
@@ -13,87 +12,87 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n lutbuilder/control/control.proto\x12\rlutbuilder.v1"\xf1\x02\n\x0bJobProgress\x12+\n\x05phase\x18\x01 \x01(\x0e\x32\x1c.lutbuilder.v1.ProgressPhase\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x12\n\nmax_rounds\x18\x04 \x01(\r\x12\r\n\x05n_ops\x18\x05 \x01(\r\x12\x11\n\tn_precise\x18\x06 \x01(\r\x12\x17\n\nn_rotation\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x11\n\telapsed_s\x18\x08 \x01(\x01\x12\x12\n\x05\x65ta_s\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tops_per_s\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64rift\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x1c\n\x0fworst_precision\x18\x0c \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x08n_failed\x18\r \x01(\rB\r\n\x0b_n_rotationB\x08\n\x06_eta_sB\x0c\n\n_ops_per_sB\x08\n\x06_driftB\x12\n\x10_worst_precision"\xf2\x01\n\nJobOutcome\x12\x11\n\tpublished\x18\x01 \x01(\x08\x12\x13\n\x0bstop_reason\x18\x02 \x01(\t\x12\x12\n\nn_measured\x18\x03 \x01(\r\x12\x10\n\x08n_failed\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x0e\n\x06wall_s\x18\x06 \x01(\x01\x12\x1b\n\x0etimed_fraction\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07resumed\x18\x08 \x01(\x08\x12\r\n\x05notes\x18\t \x03(\t\x12\x14\n\x0ctimed_before\x18\n \x01(\x08\x12\x10\n\x08networks\x18\x0b \x01(\tB\x11\n\x0f_timed_fraction"\x80\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.lutbuilder.v1.JobKind\x12\r\n\x05title\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\r\n\x05owner\x18\x05 \x01(\t\x12&\n\x05phase\x18\x06 \x01(\x0e\x32\x17.lutbuilder.v1.JobPhase\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x12\n\nerror_code\x18\x08 \x01(\t\x12\x14\n\x0c\x63\x61mpaign_ids\x18\t \x03(\t\x12\x0b\n\x03lut\x18\n \x01(\t\x12\x11\n\tcreated_s\x18\x0b \x01(\x01\x12\x17\n\nfinished_s\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06runner\x18\r \x01(\t\x12,\n\x08progress\x18\x0e \x01(\x0b\x32\x1a.lutbuilder.v1.JobProgress\x12*\n\x07outcome\x18\x0f \x01(\x0b\x32\x19.lutbuilder.v1.JobOutcomeB\r\n\x0b_finished_s"z\n\x10SubmitJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.lutbuilder.v1.JobKind\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\r\n\x05owner\x18\x05 \x01(\t"4\n\x11SubmitJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.lutbuilder.v1.Job"?\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01"A\n\x10WatchJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.lutbuilder.v1.Job\x12\x0c\n\x04seen\x18\x02 \x01(\t""\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.lutbuilder.v1.Job":\n\x0fListJobsRequest\x12\x13\n\x0b\x61\x63tive_only\x18\x01 \x01(\x08\x12\x12\n\npage_token\x18\x02 \x01(\t"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.lutbuilder.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"P\n\x0c\x41gentRuntime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t"\x87\x03\n\tAgentInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0e\n\x06\x65nv_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12-\n\x08runtimes\x18\x05 \x03(\x0b\x32\x1b.lutbuilder.v1.AgentRuntime\x12(\n\x05phase\x18\x06 \x01(\x0e\x32\x19.lutbuilder.v1.AgentPhase\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x14\n\x0c\x63lock_domain\x18\x08 \x01(\t\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x14\n\x0cregistered_s\x18\n \x01(\x01\x12\x1a\n\rlast_report_s\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07heard_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08lease_id\x18\r \x01(\t\x12\x19\n\x0cvisits_per_s\x18\x0e \x01(\x01H\x02\x88\x01\x01\x42\x10\n\x0e_last_report_sB\n\n\x08_heard_sB\x0f\n\r_visits_per_s"\'\n\x11ListAgentsRequest\x12\x12\n\npage_token\x18\x01 \x01(\t"W\n\x12ListAgentsResponse\x12(\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x18.lutbuilder.v1.AgentInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"z\n\tOpFailure\x12\r\n\x05op_id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12\x0e\n\x06\x61gents\x18\x06 \x03(\t\x12\r\n\x05\x66inal\x18\x07 \x01(\x08"\x85\x03\n\x0c\x43\x61mpaignInfo\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x10\n\x08lut_name\x18\x04 \x01(\t\x12+\n\x05phase\x18\x05 \x01(\x0e\x32\x1c.lutbuilder.v1.CampaignPhase\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x0e\n\x06rounds\x18\x08 \x01(\r\x12\x12\n\nmax_rounds\x18\t \x01(\r\x12\r\n\x05n_ops\x18\n \x01(\r\x12\x12\n\nmeasured_s\x18\x0b \x01(\x01\x12\x0f\n\x07timed_s\x18\x0c \x01(\x01\x12\x11\n\tcreated_s\x18\r \x01(\x01\x12\x17\n\nfinished_s\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x61gents\x18\x0f \x03(\t\x12\x10\n\x08n_failed\x18\x10 \x01(\r\x12*\n\x08\x66\x61ilures\x18\x11 \x03(\x0b\x32\x18.lutbuilder.v1.OpFailureB\r\n\x0b_finished_s"T\n\x14ListCampaignsRequest\x12\x13\n\x0b\x61\x63tive_only\x18\x01 \x01(\x08\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\x12\n\npage_token\x18\x03 \x01(\t"`\n\x15ListCampaignsResponse\x12.\n\tcampaigns\x18\x01 \x03(\x0b\x32\x1b.lutbuilder.v1.CampaignInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"\xd2\x01\n\tLeaseInfo\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x13\n\x0b\x66irst_round\x18\x06 \x01(\r\x12\x0e\n\x06rounds\x18\x07 \x01(\r\x12\r\n\x05owner\x18\x08 \x01(\t\x12\x11\n\tgranted_s\x18\t \x01(\x01\x12\x19\n\x0c\x65xpires_in_s\x18\n \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_expires_in_s"\'\n\x11ListLeasesRequest\x12\x12\n\npage_token\x18\x01 \x01(\t"W\n\x12ListLeasesResponse\x12(\n\x06leases\x18\x01 \x03(\x0b\x32\x18.lutbuilder.v1.LeaseInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t"2\n\x11\x44rainAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08"=\n\x12\x44rainAgentResponse\x12\'\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x18.lutbuilder.v1.AgentInfo"M\n\x18ReleaseQuarantineRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\r\n\x05op_id\x18\x03 \x01(\t"\x1b\n\x19ReleaseQuarantineResponse"<\n\x15\x43\x61ncelCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t"G\n\x16\x43\x61ncelCampaignResponse\x12-\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1b.lutbuilder.v1.CampaignInfo"f\n\x0f\x46\x65tchLutRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12$\n\x04part\x18\x03 \x01(\x0e\x32\x16.lutbuilder.v1.LutPart\x12\x0e\n\x06offset\x18\x04 \x01(\x04"f\n\x10\x46\x65tchLutResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t*h\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_KIND_COLLECT\x10\x01\x12\x15\n\x11JOB_KIND_VALIDATE\x10\x02\x12\x16\n\x12JOB_KIND_CALIBRATE\x10\x03*\x95\x01\n\x08JobPhase\x12\x19\n\x15JOB_PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_PHASE_QUEUED\x10\x01\x12\x15\n\x11JOB_PHASE_RUNNING\x10\x02\x12\x12\n\x0eJOB_PHASE_DONE\x10\x03\x12\x14\n\x10JOB_PHASE_FAILED\x10\x04\x12\x17\n\x13JOB_PHASE_CANCELLED\x10\x05*\xf5\x01\n\rProgressPhase\x12\x1e\n\x1aPROGRESS_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PROGRESS_PHASE_STARTING\x10\x01\x12\x1a\n\x16PROGRESS_PHASE_WAITING\x10\x02\x12\x1c\n\x18PROGRESS_PHASE_PREPARING\x10\x03\x12\x19\n\x15PROGRESS_PHASE_TIMING\x10\x04\x12\x1a\n\x16PROGRESS_PHASE_FITTING\x10\x05\x12\x1d\n\x19PROGRESS_PHASE_PUBLISHING\x10\x06\x12\x17\n\x13PROGRESS_PHASE_DONE\x10\x07*\xc1\x01\n\nAgentPhase\x12\x1b\n\x17\x41GENT_PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41GENT_PHASE_IDLE\x10\x01\x12\x19\n\x15\x41GENT_PHASE_MEASURING\x10\x02\x12\x16\n\x12\x41GENT_PHASE_SILENT\x10\x03\x12\x17\n\x13\x41GENT_PHASE_DRAINED\x10\x04\x12\x1b\n\x17\x41GENT_PHASE_QUARANTINED\x10\x05\x12\x17\n\x13\x41GENT_PHASE_UNKNOWN\x10\x06*\x81\x01\n\rCampaignPhase\x12\x1e\n\x1a\x43\x41MPAIGN_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41MPAIGN_PHASE_ACTIVE\x10\x01\x12\x17\n\x13\x43\x41MPAIGN_PHASE_DONE\x10\x02\x12\x1c\n\x18\x43\x41MPAIGN_PHASE_CANCELLED\x10\x03*M\n\x07LutPart\x12\x18\n\x14LUT_PART_UNSPECIFIED\x10\x00\x12\x12\n\x0eLUT_PART_TABLE\x10\x01\x12\x14\n\x10LUT_PART_SAMPLES\x10\x02\x32\xb3\x07\n\x0e\x43ontrolService\x12N\n\tSubmitJob\x12\x1f.lutbuilder.v1.SubmitJobRequest\x1a .lutbuilder.v1.SubmitJobResponse\x12K\n\x08WatchJob\x12\x1e.lutbuilder.v1.WatchJobRequest\x1a\x1f.lutbuilder.v1.WatchJobResponse\x12N\n\tCancelJob\x12\x1f.lutbuilder.v1.CancelJobRequest\x1a .lutbuilder.v1.CancelJobResponse\x12K\n\x08ListJobs\x12\x1e.lutbuilder.v1.ListJobsRequest\x1a\x1f.lutbuilder.v1.ListJobsResponse\x12Q\n\nListAgents\x12 .lutbuilder.v1.ListAgentsRequest\x1a!.lutbuilder.v1.ListAgentsResponse\x12Z\n\rListCampaigns\x12#.lutbuilder.v1.ListCampaignsRequest\x1a$.lutbuilder.v1.ListCampaignsResponse\x12Q\n\nListLeases\x12 .lutbuilder.v1.ListLeasesRequest\x1a!.lutbuilder.v1.ListLeasesResponse\x12Q\n\nDrainAgent\x12 .lutbuilder.v1.DrainAgentRequest\x1a!.lutbuilder.v1.DrainAgentResponse\x12\x66\n\x11ReleaseQuarantine\x12\'.lutbuilder.v1.ReleaseQuarantineRequest\x1a(.lutbuilder.v1.ReleaseQuarantineResponse\x12]\n\x0e\x43\x61ncelCampaign\x12$.lutbuilder.v1.CancelCampaignRequest\x1a%.lutbuilder.v1.CancelCampaignResponse\x12K\n\x08\x46\x65tchLut\x12\x1e.lutbuilder.v1.FetchLutRequest\x1a\x1f.lutbuilder.v1.FetchLutResponseb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n lutbuilder/control/control.proto\x12\rlutbuilder.v1\"\xf1\x02\n\x0bJobProgress\x12+\n\x05phase\x18\x01 \x01(\x0e\x32\x1c.lutbuilder.v1.ProgressPhase\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x12\n\nmax_rounds\x18\x04 \x01(\r\x12\r\n\x05n_ops\x18\x05 \x01(\r\x12\x11\n\tn_precise\x18\x06 \x01(\r\x12\x17\n\nn_rotation\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x11\n\telapsed_s\x18\x08 \x01(\x01\x12\x12\n\x05\x65ta_s\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tops_per_s\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64rift\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x1c\n\x0fworst_precision\x18\x0c \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x08n_failed\x18\r \x01(\rB\r\n\x0b_n_rotationB\x08\n\x06_eta_sB\x0c\n\n_ops_per_sB\x08\n\x06_driftB\x12\n\x10_worst_precision\"\xf2\x01\n\nJobOutcome\x12\x11\n\tpublished\x18\x01 \x01(\x08\x12\x13\n\x0bstop_reason\x18\x02 \x01(\t\x12\x12\n\nn_measured\x18\x03 \x01(\r\x12\x10\n\x08n_failed\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x0e\n\x06wall_s\x18\x06 \x01(\x01\x12\x1b\n\x0etimed_fraction\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07resumed\x18\x08 \x01(\x08\x12\r\n\x05notes\x18\t \x03(\t\x12\x14\n\x0ctimed_before\x18\n \x01(\x08\x12\x10\n\x08networks\x18\x0b \x01(\tB\x11\n\x0f_timed_fraction\"\x80\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.lutbuilder.v1.JobKind\x12\r\n\x05title\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\r\n\x05owner\x18\x05 \x01(\t\x12&\n\x05phase\x18\x06 \x01(\x0e\x32\x17.lutbuilder.v1.JobPhase\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x12\n\nerror_code\x18\x08 \x01(\t\x12\x14\n\x0c\x63\x61mpaign_ids\x18\t \x03(\t\x12\x0b\n\x03lut\x18\n \x01(\t\x12\x11\n\tcreated_s\x18\x0b \x01(\x01\x12\x17\n\nfinished_s\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06runner\x18\r \x01(\t\x12,\n\x08progress\x18\x0e \x01(\x0b\x32\x1a.lutbuilder.v1.JobProgress\x12*\n\x07outcome\x18\x0f \x01(\x0b\x32\x19.lutbuilder.v1.JobOutcomeB\r\n\x0b_finished_s\"z\n\x10SubmitJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.lutbuilder.v1.JobKind\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\r\n\x05owner\x18\x05 \x01(\t\"4\n\x11SubmitJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.lutbuilder.v1.Job\"?\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"A\n\x10WatchJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.lutbuilder.v1.Job\x12\x0c\n\x04seen\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x1f\n\x03job\x18\x01 \x01(\x0b\x32\x12.lutbuilder.v1.Job\":\n\x0fListJobsRequest\x12\x13\n\x0b\x61\x63tive_only\x18\x01 \x01(\x08\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x10ListJobsResponse\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.lutbuilder.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x0c\x41gentRuntime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x87\x03\n\tAgentInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0e\n\x06\x65nv_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12-\n\x08runtimes\x18\x05 \x03(\x0b\x32\x1b.lutbuilder.v1.AgentRuntime\x12(\n\x05phase\x18\x06 \x01(\x0e\x32\x19.lutbuilder.v1.AgentPhase\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x14\n\x0c\x63lock_domain\x18\x08 \x01(\t\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x14\n\x0cregistered_s\x18\n \x01(\x01\x12\x1a\n\rlast_report_s\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07heard_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08lease_id\x18\r \x01(\t\x12\x19\n\x0cvisits_per_s\x18\x0e \x01(\x01H\x02\x88\x01\x01\x42\x10\n\x0e_last_report_sB\n\n\x08_heard_sB\x0f\n\r_visits_per_s\"\'\n\x11ListAgentsRequest\x12\x12\n\npage_token\x18\x01 \x01(\t\"W\n\x12ListAgentsResponse\x12(\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x18.lutbuilder.v1.AgentInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\tOpFailure\x12\r\n\x05op_id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12\x0e\n\x06\x61gents\x18\x06 \x03(\t\x12\r\n\x05\x66inal\x18\x07 \x01(\x08\"\x85\x03\n\x0c\x43\x61mpaignInfo\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x10\n\x08lut_name\x18\x04 \x01(\t\x12+\n\x05phase\x18\x05 \x01(\x0e\x32\x1c.lutbuilder.v1.CampaignPhase\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x0e\n\x06rounds\x18\x08 \x01(\r\x12\x12\n\nmax_rounds\x18\t \x01(\r\x12\r\n\x05n_ops\x18\n \x01(\r\x12\x12\n\nmeasured_s\x18\x0b \x01(\x01\x12\x0f\n\x07timed_s\x18\x0c \x01(\x01\x12\x11\n\tcreated_s\x18\r \x01(\x01\x12\x17\n\nfinished_s\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x61gents\x18\x0f \x03(\t\x12\x10\n\x08n_failed\x18\x10 \x01(\r\x12*\n\x08\x66\x61ilures\x18\x11 \x03(\x0b\x32\x18.lutbuilder.v1.OpFailureB\r\n\x0b_finished_s\"T\n\x14ListCampaignsRequest\x12\x13\n\x0b\x61\x63tive_only\x18\x01 \x01(\x08\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x15ListCampaignsResponse\x12.\n\tcampaigns\x18\x01 \x03(\x0b\x32\x1b.lutbuilder.v1.CampaignInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd2\x01\n\tLeaseInfo\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x13\n\x0b\x66irst_round\x18\x06 \x01(\r\x12\x0e\n\x06rounds\x18\x07 \x01(\r\x12\r\n\x05owner\x18\x08 \x01(\t\x12\x11\n\tgranted_s\x18\t \x01(\x01\x12\x19\n\x0c\x65xpires_in_s\x18\n \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_expires_in_s\"\'\n\x11ListLeasesRequest\x12\x12\n\npage_token\x18\x01 \x01(\t\"W\n\x12ListLeasesResponse\x12(\n\x06leases\x18\x01 \x03(\x0b\x32\x18.lutbuilder.v1.LeaseInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x11\x44rainAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\"=\n\x12\x44rainAgentResponse\x12\'\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x18.lutbuilder.v1.AgentInfo\"M\n\x18ReleaseQuarantineRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\r\n\x05op_id\x18\x03 \x01(\t\"\x1b\n\x19ReleaseQuarantineResponse\"<\n\x15\x43\x61ncelCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"G\n\x16\x43\x61ncelCampaignResponse\x12-\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1b.lutbuilder.v1.CampaignInfo\"f\n\x0f\x46\x65tchLutRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12$\n\x04part\x18\x03 \x01(\x0e\x32\x16.lutbuilder.v1.LutPart\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"f\n\x10\x46\x65tchLutResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t*h\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_KIND_COLLECT\x10\x01\x12\x15\n\x11JOB_KIND_VALIDATE\x10\x02\x12\x16\n\x12JOB_KIND_CALIBRATE\x10\x03*\x95\x01\n\x08JobPhase\x12\x19\n\x15JOB_PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_PHASE_QUEUED\x10\x01\x12\x15\n\x11JOB_PHASE_RUNNING\x10\x02\x12\x12\n\x0eJOB_PHASE_DONE\x10\x03\x12\x14\n\x10JOB_PHASE_FAILED\x10\x04\x12\x17\n\x13JOB_PHASE_CANCELLED\x10\x05*\xf5\x01\n\rProgressPhase\x12\x1e\n\x1aPROGRESS_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PROGRESS_PHASE_STARTING\x10\x01\x12\x1a\n\x16PROGRESS_PHASE_WAITING\x10\x02\x12\x1c\n\x18PROGRESS_PHASE_PREPARING\x10\x03\x12\x19\n\x15PROGRESS_PHASE_TIMING\x10\x04\x12\x1a\n\x16PROGRESS_PHASE_FITTING\x10\x05\x12\x1d\n\x19PROGRESS_PHASE_PUBLISHING\x10\x06\x12\x17\n\x13PROGRESS_PHASE_DONE\x10\x07*\xc1\x01\n\nAgentPhase\x12\x1b\n\x17\x41GENT_PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41GENT_PHASE_IDLE\x10\x01\x12\x19\n\x15\x41GENT_PHASE_MEASURING\x10\x02\x12\x16\n\x12\x41GENT_PHASE_SILENT\x10\x03\x12\x17\n\x13\x41GENT_PHASE_DRAINED\x10\x04\x12\x1b\n\x17\x41GENT_PHASE_QUARANTINED\x10\x05\x12\x17\n\x13\x41GENT_PHASE_UNKNOWN\x10\x06*\x81\x01\n\rCampaignPhase\x12\x1e\n\x1a\x43\x41MPAIGN_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41MPAIGN_PHASE_ACTIVE\x10\x01\x12\x17\n\x13\x43\x41MPAIGN_PHASE_DONE\x10\x02\x12\x1c\n\x18\x43\x41MPAIGN_PHASE_CANCELLED\x10\x03*M\n\x07LutPart\x12\x18\n\x14LUT_PART_UNSPECIFIED\x10\x00\x12\x12\n\x0eLUT_PART_TABLE\x10\x01\x12\x14\n\x10LUT_PART_SAMPLES\x10\x02\x32\xb3\x07\n\x0e\x43ontrolService\x12N\n\tSubmitJob\x12\x1f.lutbuilder.v1.SubmitJobRequest\x1a .lutbuilder.v1.SubmitJobResponse\x12K\n\x08WatchJob\x12\x1e.lutbuilder.v1.WatchJobRequest\x1a\x1f.lutbuilder.v1.WatchJobResponse\x12N\n\tCancelJob\x12\x1f.lutbuilder.v1.CancelJobRequest\x1a .lutbuilder.v1.CancelJobResponse\x12K\n\x08ListJobs\x12\x1e.lutbuilder.v1.ListJobsRequest\x1a\x1f.lutbuilder.v1.ListJobsResponse\x12Q\n\nListAgents\x12 .lutbuilder.v1.ListAgentsRequest\x1a!.lutbuilder.v1.ListAgentsResponse\x12Z\n\rListCampaigns\x12#.lutbuilder.v1.ListCampaignsRequest\x1a$.lutbuilder.v1.ListCampaignsResponse\x12Q\n\nListLeases\x12 .lutbuilder.v1.ListLeasesRequest\x1a!.lutbuilder.v1.ListLeasesResponse\x12Q\n\nDrainAgent\x12 .lutbuilder.v1.DrainAgentRequest\x1a!.lutbuilder.v1.DrainAgentResponse\x12\x66\n\x11ReleaseQuarantine\x12\'.lutbuilder.v1.ReleaseQuarantineRequest\x1a(.lutbuilder.v1.ReleaseQuarantineResponse\x12]\n\x0e\x43\x61ncelCampaign\x12$.lutbuilder.v1.CancelCampaignRequest\x1a%.lutbuilder.v1.CancelCampaignResponse\x12K\n\x08\x46\x65tchLut\x12\x1e.lutbuilder.v1.FetchLutRequest\x1a\x1f.lutbuilder.v1.FetchLutResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "lutbuilder.control.control_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lutbuilder.control.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_JOBKIND"]._serialized_start = 3809
-    _globals["_JOBKIND"]._serialized_end = 3913
-    _globals["_JOBPHASE"]._serialized_start = 3916
-    _globals["_JOBPHASE"]._serialized_end = 4065
-    _globals["_PROGRESSPHASE"]._serialized_start = 4068
-    _globals["_PROGRESSPHASE"]._serialized_end = 4313
-    _globals["_AGENTPHASE"]._serialized_start = 4316
-    _globals["_AGENTPHASE"]._serialized_end = 4509
-    _globals["_CAMPAIGNPHASE"]._serialized_start = 4512
-    _globals["_CAMPAIGNPHASE"]._serialized_end = 4641
-    _globals["_LUTPART"]._serialized_start = 4643
-    _globals["_LUTPART"]._serialized_end = 4720
-    _globals["_JOBPROGRESS"]._serialized_start = 52
-    _globals["_JOBPROGRESS"]._serialized_end = 421
-    _globals["_JOBOUTCOME"]._serialized_start = 424
-    _globals["_JOBOUTCOME"]._serialized_end = 666
-    _globals["_JOB"]._serialized_start = 669
-    _globals["_JOB"]._serialized_end = 1053
-    _globals["_SUBMITJOBREQUEST"]._serialized_start = 1055
-    _globals["_SUBMITJOBREQUEST"]._serialized_end = 1177
-    _globals["_SUBMITJOBRESPONSE"]._serialized_start = 1179
-    _globals["_SUBMITJOBRESPONSE"]._serialized_end = 1231
-    _globals["_WATCHJOBREQUEST"]._serialized_start = 1233
-    _globals["_WATCHJOBREQUEST"]._serialized_end = 1296
-    _globals["_WATCHJOBRESPONSE"]._serialized_start = 1298
-    _globals["_WATCHJOBRESPONSE"]._serialized_end = 1363
-    _globals["_CANCELJOBREQUEST"]._serialized_start = 1365
-    _globals["_CANCELJOBREQUEST"]._serialized_end = 1399
-    _globals["_CANCELJOBRESPONSE"]._serialized_start = 1401
-    _globals["_CANCELJOBRESPONSE"]._serialized_end = 1453
-    _globals["_LISTJOBSREQUEST"]._serialized_start = 1455
-    _globals["_LISTJOBSREQUEST"]._serialized_end = 1513
-    _globals["_LISTJOBSRESPONSE"]._serialized_start = 1515
-    _globals["_LISTJOBSRESPONSE"]._serialized_end = 1592
-    _globals["_AGENTRUNTIME"]._serialized_start = 1594
-    _globals["_AGENTRUNTIME"]._serialized_end = 1674
-    _globals["_AGENTINFO"]._serialized_start = 1677
-    _globals["_AGENTINFO"]._serialized_end = 2068
-    _globals["_LISTAGENTSREQUEST"]._serialized_start = 2070
-    _globals["_LISTAGENTSREQUEST"]._serialized_end = 2109
-    _globals["_LISTAGENTSRESPONSE"]._serialized_start = 2111
-    _globals["_LISTAGENTSRESPONSE"]._serialized_end = 2198
-    _globals["_OPFAILURE"]._serialized_start = 2200
-    _globals["_OPFAILURE"]._serialized_end = 2322
-    _globals["_CAMPAIGNINFO"]._serialized_start = 2325
-    _globals["_CAMPAIGNINFO"]._serialized_end = 2714
-    _globals["_LISTCAMPAIGNSREQUEST"]._serialized_start = 2716
-    _globals["_LISTCAMPAIGNSREQUEST"]._serialized_end = 2800
-    _globals["_LISTCAMPAIGNSRESPONSE"]._serialized_start = 2802
-    _globals["_LISTCAMPAIGNSRESPONSE"]._serialized_end = 2898
-    _globals["_LEASEINFO"]._serialized_start = 2901
-    _globals["_LEASEINFO"]._serialized_end = 3111
-    _globals["_LISTLEASESREQUEST"]._serialized_start = 3113
-    _globals["_LISTLEASESREQUEST"]._serialized_end = 3152
-    _globals["_LISTLEASESRESPONSE"]._serialized_start = 3154
-    _globals["_LISTLEASESRESPONSE"]._serialized_end = 3241
-    _globals["_DRAINAGENTREQUEST"]._serialized_start = 3243
-    _globals["_DRAINAGENTREQUEST"]._serialized_end = 3293
-    _globals["_DRAINAGENTRESPONSE"]._serialized_start = 3295
-    _globals["_DRAINAGENTRESPONSE"]._serialized_end = 3356
-    _globals["_RELEASEQUARANTINEREQUEST"]._serialized_start = 3358
-    _globals["_RELEASEQUARANTINEREQUEST"]._serialized_end = 3435
-    _globals["_RELEASEQUARANTINERESPONSE"]._serialized_start = 3437
-    _globals["_RELEASEQUARANTINERESPONSE"]._serialized_end = 3464
-    _globals["_CANCELCAMPAIGNREQUEST"]._serialized_start = 3466
-    _globals["_CANCELCAMPAIGNREQUEST"]._serialized_end = 3526
-    _globals["_CANCELCAMPAIGNRESPONSE"]._serialized_start = 3528
-    _globals["_CANCELCAMPAIGNRESPONSE"]._serialized_end = 3599
-    _globals["_FETCHLUTREQUEST"]._serialized_start = 3601
-    _globals["_FETCHLUTREQUEST"]._serialized_end = 3703
-    _globals["_FETCHLUTRESPONSE"]._serialized_start = 3705
-    _globals["_FETCHLUTRESPONSE"]._serialized_end = 3807
-    _globals["_CONTROLSERVICE"]._serialized_start = 4723
-    _globals["_CONTROLSERVICE"]._serialized_end = 5670
+  DESCRIPTOR._loaded_options = None
+  _globals['_JOBKIND']._serialized_start=3809
+  _globals['_JOBKIND']._serialized_end=3913
+  _globals['_JOBPHASE']._serialized_start=3916
+  _globals['_JOBPHASE']._serialized_end=4065
+  _globals['_PROGRESSPHASE']._serialized_start=4068
+  _globals['_PROGRESSPHASE']._serialized_end=4313
+  _globals['_AGENTPHASE']._serialized_start=4316
+  _globals['_AGENTPHASE']._serialized_end=4509
+  _globals['_CAMPAIGNPHASE']._serialized_start=4512
+  _globals['_CAMPAIGNPHASE']._serialized_end=4641
+  _globals['_LUTPART']._serialized_start=4643
+  _globals['_LUTPART']._serialized_end=4720
+  _globals['_JOBPROGRESS']._serialized_start=52
+  _globals['_JOBPROGRESS']._serialized_end=421
+  _globals['_JOBOUTCOME']._serialized_start=424
+  _globals['_JOBOUTCOME']._serialized_end=666
+  _globals['_JOB']._serialized_start=669
+  _globals['_JOB']._serialized_end=1053
+  _globals['_SUBMITJOBREQUEST']._serialized_start=1055
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1177
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=1179
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=1231
+  _globals['_WATCHJOBREQUEST']._serialized_start=1233
+  _globals['_WATCHJOBREQUEST']._serialized_end=1296
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1298
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1363
+  _globals['_CANCELJOBREQUEST']._serialized_start=1365
+  _globals['_CANCELJOBREQUEST']._serialized_end=1399
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1401
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1453
+  _globals['_LISTJOBSREQUEST']._serialized_start=1455
+  _globals['_LISTJOBSREQUEST']._serialized_end=1513
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1515
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1592
+  _globals['_AGENTRUNTIME']._serialized_start=1594
+  _globals['_AGENTRUNTIME']._serialized_end=1674
+  _globals['_AGENTINFO']._serialized_start=1677
+  _globals['_AGENTINFO']._serialized_end=2068
+  _globals['_LISTAGENTSREQUEST']._serialized_start=2070
+  _globals['_LISTAGENTSREQUEST']._serialized_end=2109
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=2111
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=2198
+  _globals['_OPFAILURE']._serialized_start=2200
+  _globals['_OPFAILURE']._serialized_end=2322
+  _globals['_CAMPAIGNINFO']._serialized_start=2325
+  _globals['_CAMPAIGNINFO']._serialized_end=2714
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_start=2716
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_end=2800
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_start=2802
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_end=2898
+  _globals['_LEASEINFO']._serialized_start=2901
+  _globals['_LEASEINFO']._serialized_end=3111
+  _globals['_LISTLEASESREQUEST']._serialized_start=3113
+  _globals['_LISTLEASESREQUEST']._serialized_end=3152
+  _globals['_LISTLEASESRESPONSE']._serialized_start=3154
+  _globals['_LISTLEASESRESPONSE']._serialized_end=3241
+  _globals['_DRAINAGENTREQUEST']._serialized_start=3243
+  _globals['_DRAINAGENTREQUEST']._serialized_end=3293
+  _globals['_DRAINAGENTRESPONSE']._serialized_start=3295
+  _globals['_DRAINAGENTRESPONSE']._serialized_end=3356
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_start=3358
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_end=3435
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_start=3437
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_end=3464
+  _globals['_CANCELCAMPAIGNREQUEST']._serialized_start=3466
+  _globals['_CANCELCAMPAIGNREQUEST']._serialized_end=3526
+  _globals['_CANCELCAMPAIGNRESPONSE']._serialized_start=3528
+  _globals['_CANCELCAMPAIGNRESPONSE']._serialized_end=3599
+  _globals['_FETCHLUTREQUEST']._serialized_start=3601
+  _globals['_FETCHLUTREQUEST']._serialized_end=3703
+  _globals['_FETCHLUTRESPONSE']._serialized_start=3705
+  _globals['_FETCHLUTRESPONSE']._serialized_end=3807
+  _globals['_CONTROLSERVICE']._serialized_start=4723
+  _globals['_CONTROLSERVICE']._serialized_end=5670
 # @@protoc_insertion_point(module_scope)

@@ -87,6 +87,9 @@ def diff(a: Lut, b: Lut, *, min_effect: float = 0.02, absolute: bool = False) ->
         raise SpecError(f"the minimum effect must be between 0 and 1, got {min_effect}; 0.02 is 2 %")
     in_a, in_b = _ops(a), _ops(b)
     both = [op_id for op_id in in_a if op_id in in_b]
+    silent = [lut.spec for lut, ops in ((a, in_a), (b, in_b)) if not ops]
+    if silent:
+        raise LutConflict(f"there is no latency in {silent[0]} to compare; see why: lutbuilder luts show {silent[0]}")
     if not both:
         raise LutConflict(
             f"{a.spec} and {b.spec} have no op in common: batch {a.meta.target.batch} and {b.meta.target.batch}, "

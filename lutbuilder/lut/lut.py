@@ -110,7 +110,7 @@ class Lut:
         """Return the row of `op`, which may say that the op failed. Raises OpNotInLut naming the nearest rows."""
         number = self._number.get(op.op_id)
         if number is None:
-            raise self._missing([op])
+            raise self.missing([op])
         return self._row(number)
 
     def rows(self) -> tuple[Row, ...]:
@@ -170,7 +170,7 @@ class Lut:
     def _numbers(self, ops: Sequence[OpSpec]) -> NDArray[np.int64]:
         numbers = np.fromiter((self._number.get(op.op_id, -1) for op in ops), dtype=np.int64, count=len(ops))
         if (numbers < 0).any():
-            raise self._missing([ops[i] for i in np.flatnonzero(numbers < 0).tolist()])
+            raise self.missing([ops[i] for i in np.flatnonzero(numbers < 0).tolist()])
         return numbers
 
     def _column(self, name: str) -> NDArray[np.float64]:
@@ -201,10 +201,11 @@ class Lut:
         except SpecError as error:
             raise LutCorrupt(f"{self.path}: {error}; take another version or collect again") from error
 
-    def _missing(self, ops: Sequence[OpSpec]) -> OpNotInLut:
+    def missing(self, ops: Sequence[OpSpec], *, space: str | None = None) -> OpNotInLut:
+        """Return the error for ops without a row: what is nearest, and the command that measures `space`, if any."""
         op = ops[0]
         more = f" (and {len(ops) - 1} more ops)" if len(ops) > 1 else ""
-        command = self.command(batch=op.batch)
+        command = self.command(space=space, batch=op.batch)
         if op.batch != self.meta.target.batch:
             return OpNotInLut(
                 f"{op.label()} is of batch {op.batch}, but {self.spec} was measured at batch {self.meta.target.batch}"

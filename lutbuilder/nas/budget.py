@@ -1,41 +1,39 @@
 """Archs within a budget: how many there are, exactly; uniform samples of them; what they choose. No trial and error.
 
-Counts are sums over a chain of states at whole ticks of cost (`lutbuilder.nas.ticks`), in integers of any length. Real
-costs are no whole ticks, so a count comes as two bounds, and samples are drawn from the larger set and kept only where
-their cost, as `predict` gives it, is within the budget. A draw is one integer below the count, exactly uniform, and the
-arch of that number; no probability is ever rounded to a float. For comparison: rejection from the whole space never
-ends where no arch is within the limit, and takes 1e9 tries where one in 1e9 is.
+Counts are sums over a chain of states at whole ticks of cost (`lutbuilder.nas.counting`), in integers of any length.
+Real costs are no whole ticks, so a count comes as two bounds, and samples are drawn from a larger set and kept only
+where their costs, as `predict` gives them, are within the budget. A draw is one integer below the count, exactly
+uniform, and the arch of that number; no probability is ever rounded to a float. For comparison: rejection from the
+whole space never ends where no arch is within the limit, and takes 1e9 tries where one in 1e9 is.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutbuilder.nas import wide
-from lutbuilder.nas.chain import Amount, Chain, Ints
+from lutbuilder.nas.chain import Amount, Chain
 from lutbuilder.nas.compiled import CompiledSpace, Floats
-from lutbuilder.nas.ticks import Moves, TickedChain
+from lutbuilder.nas.counting import Archs, Bounds, Counting, span_ticks
 from lutbuilder.spaces import SearchSpace
 from lutbuilder.spaces.eliminate import Factor
 from lutbuilder_agent.errors import Infeasible, ShapeError, SpecError
 
-Archs = NDArray[np.int16]
+Keep = Callable[[Archs], NDArray[np.bool_]]  # which archs of (N, n_variables), (N,)
+LISTABLE = 20_000  # archs are looked through one by one, if nothing else tells whether any is feasible
 _HOLDS = 1e-9  # of a limit: sums of decimal costs (0.1 + 0.2) are off by less, and such ties are common
-MAX_BYTES = 500_000_000  # of tables
-_ALSO_TICKS = 256  # the second budget's range is divided into, unless the caller says otherwise
-_LEAST_TICKS = 1 << 20  # of its whole range, where it leaves next to nothing of it
-_CHUNK = 1 << 21  # choices looked at together when drawing; 16 MiB a limb
+_TICKS, _TICKS_OF_SEVERAL = 1000, 256  # what a budget leaves of the range is divided into, unless the caller says
 _BATCH = 50_000  # archs drawn together
 _DRAWS, _DRAWS_AT_LEAST = 100, 100_000  # for each arch wanted, and in all, before giving up
+# Several budgets: how many weightings are tried, with how many archs each, and the share of kept archs that will do.
+_TRIALS, _TRIED, _ENOUGH = 12, 200, 0.1
 
 
 # --- Budgets and scores
@@ -158,10 +156,20 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """Archs drawn uniformly, (N, n_variables), and the share of draws that were within the budget."""
+    """Archs drawn uniformly, (N, n_variables), and the share of draws that were within the budget.
+
+    `n_candidates` archs were drawn from: `estimate` of them are feasible, with a relative standard error of about
+    sqrt((1 - acceptance) / acceptance / number of draws).
+    """
 
     archs: Archs
     acceptance: float
+    n_candidates: int
+
+    @property
+    def estimate(self) -> float:
+        """How many archs are feasible, as far as the draws tell."""
+        return self.acceptance * self.n_candidates
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,65 +185,60 @@ class Marginals:
     high: tuple[Floats, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Ways:
-    """How many ways lead into each state at each tick: limbs of shape (n_states, *most ticks)."""
-
-    limbs: wide.Limbs
-    widths: Ints
-
-
-@dataclass(frozen=True, slots=True)
-class _Box:
-    """Ticks from `first` to `last` on every axis, both included."""
-
-    first: tuple[int, ...]
-    last: tuple[int, ...]
-
-    def within(self, widths: Ints) -> tuple[slice, ...]:
-        """Where the box is in the table of the last state."""
-        stops = np.minimum(np.array(self.last) + 1, widths[:, 0]).tolist()
-        return tuple(slice(first, max(first, stop)) for first, stop in zip(self.first, stops, strict=True))
-
-
 @dataclass(frozen=True, eq=False)
 class Feasible:
-    """The archs of `compiled` within `budget`, and within a second budget `also` (energy) if there is one. Immutable.
+    """The archs of `compiled` within `budget`, and within further budgets `also` (energy) at the same time. Immutable.
 
-    tick: the resolution of the count, in the unit of the column; the default is 1 us for latency_ms. Finer is closer
-    and larger. also_tick: that of the second budget; left out, a 256th of its range. Samples are exactly uniform at any
-    tick: a coarse one costs draws.
-    Raises Infeasible naming the cheapest arch there is if none is within a budget; if it takes both budgets together,
-    or both limits of one, to exclude all archs, `count` gives 0 and the others raise it. Raises SpecError, naming ticks
-    that would do, if the tables were larger than 500 MB.
+    tick: what counts are resolved to, in the unit of the column; with `also` a sequence of one for each budget. Finer
+    is closer and larger. Left out, a thousandth of what the budget leaves of the range of costs (a 256th for each of
+    several), coarser where tables would not stay small; `ticks` says it. Rounding to ticks never changes who is
+    feasible: samples are exactly uniform at any tick, and a coarse one costs draws. A count is two bounds. Between them
+    lie the archs that cost within about as many ticks of a limit as the chain of the space has steps (20 for OFA's):
+    under one budget they are a few percent apart at the default, under several of a large space orders of magnitude,
+    and there `draw(...).estimate` is closer.
+    Raises Infeasible naming the cheapest arch there is if none is within a budget; if it takes several budgets
+    together, or both limits of one, to exclude all archs, `count` gives 0 at a fine tick and drawing raises it. Raises
+    SpecError, naming ticks that would do, if the tables at `tick` were larger than 500 MB.
     """
 
     compiled: CompiledSpace
     budget: Budget
-    tick: float = field(default=1e-3, kw_only=True)
-    also: tuple[CompiledSpace, Budget] | None = field(default=None, kw_only=True)
-    also_tick: float | None = field(default=None, kw_only=True)
+    tick: float | Sequence[float] | None = field(default=None, kw_only=True)
+    also: Sequence[tuple[CompiledSpace, Budget]] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         here, *others = [compiled.space for compiled, _ in self._limits]
         if any(space is not here and space.key != here.key for space in others):
-            raise SpecError(f"both budgets are of one space, got {here.name!r} and {others[0].name!r}")
-        if not all(0 < tick < math.inf for tick in self._ticks):
-            raise SpecError(f"a tick is above 0, got {', '.join(f'{tick:g}' for tick in self._ticks)}")
-        if not math.isfinite(self._chain.lowest(0)[-1][0]):
+            raise SpecError(f"all budgets are of one space, got {here.name!r} and {others[0].name!r}")
+        given = self._given_ticks
+        if given and len(given) != len(self._limits):
+            raise SpecError(f"{len(self._limits)} budgets have a tick each, got {len(given)}")
+        if not all(0 < tick < math.inf for tick in given):
+            raise SpecError(f"a tick is above 0, got {', '.join(f'{tick:g}' for tick in given)}")
+        if not math.isfinite(self.ranges[0][0]):
             what = ", ".join(self.compiled.infeasible[:5]) or "its gates and constraints"
             raise Infeasible(f"space {self.compiled.space.name!r} has no arch that can run: {what}")
-        for axis, (compiled, budget) in enumerate(self._limits):
+        for (lowest, highest), (compiled, budget) in zip(self.ranges, self._limits, strict=True):
             low, high = budget.bounds
-            if self._lowest[axis] > high or self._highest[axis] < low:
+            if lowest > high or highest < low:
                 raise self._infeasible(f"costs {budget} in {compiled.provenance.column}")
+
+    @cached_property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """The lowest and the highest cost of all archs that can run, of each budget's costs."""
+        return tuple(self._chain.span(axis) for axis in range(len(self._limits)))
+
+    @property
+    def ticks(self) -> tuple[float, ...]:
+        """What counts are resolved to, for each budget."""
+        return self._grid.ticks
 
     @property
     def binds(self) -> bool:
         """Whether a budget excludes any arch; one that does not is most likely not the one that was meant."""
         return any(
-            low > self._lowest[axis] or high < self._highest[axis]
-            for axis, (low, high) in enumerate(budget.bounds for _, budget in self._limits)
+            low > lowest or high < highest
+            for (lowest, highest), (low, high) in zip(self.ranges, self._bounds, strict=True)
         )
 
     def holds(self, archs: NDArray[Any]) -> NDArray[np.bool_]:
@@ -247,79 +250,17 @@ class Feasible:
 
     def count(self) -> Count:
         """Return how many feasible archs there are; integers of any length."""
-        last = self._last
-        lower, upper = (
-            wide.total((limb[0][box.within(last.widths)] for limb in last.limbs), bits=self._bits)
-            for box in (self._inner, self._outer)
-        )
-        return Count(lower=lower, upper=upper)
-
-    def sample(self, rng: np.random.Generator, n: int) -> Archs:
-        """Return `n` feasible archs, exactly uniform and independent; canonical encodings (n, n_variables)."""
-        return self.draw(rng, n).archs
-
-    def draw(self, rng: np.random.Generator, n: int) -> Draws:
-        """Return what `sample` does, and how many of the draws were within the budget.
-
-        Raises Infeasible if no arch is feasible, SpecError if of 100 draws for each arch wanted too few were.
-        """
-        if n < 0:
-            raise SpecError(f"cannot draw {n} archs")
-        found: list[Archs] = [np.empty((0, len(self.compiled.space.sizes)), dtype=np.int16)]
-        upper = self._upto[-1] if self._upto else 0
-        if not upper:
-            raise self._infeasible(f"costs {self._described_limits()}")
-        missing, drawn, kept = n, 0, 0
-        while missing > 0:
-            if drawn > _DRAWS * n + _DRAWS_AT_LEAST:
-                ticks = " and ".join(f"{tick / 8:.3g}" for tick in self._ticks)
-                raise SpecError(
-                    f"{kept} of {drawn} archs drawn were within the budget, too few to find {n}. Take finer ticks: "
-                    f"{ticks}; there are {self.count().lower} to {upper} archs"
-                )
-            # As many as it takes at the acceptance so far.
-            batch = min(_BATCH, math.ceil(missing * (drawn + 1) / (kept + 1)) + 16)
-            archs = self.candidates(_below(upper, batch, rng))
-            held = self.holds(archs)
-            drawn, kept = drawn + batch, kept + int(held.sum())
-            found.append(archs[held])
-            missing -= int(held.sum())
-        return Draws(archs=np.concatenate(found)[:n], acceptance=kept / drawn if drawn else 1.0)
-
-    def candidates(self, numbers: Sequence[int]) -> Archs:
-        """Return the archs with these numbers, from 0 to `count().upper` - 1; each number is another arch.
-
-        They are all feasible archs, and some whose ticks do not tell (`holds` does). By number all can be walked
-        through or shared out without a list.
-        """
-        if not numbers:
-            return np.empty((0, len(self.compiled.space.sizes)), dtype=np.int16)
-        upto = self._upto
-        if not 0 <= min(numbers) <= max(numbers) < (upto[-1] if upto else 0):
-            raise SpecError(f"arch numbers go from 0 to {upto[-1] - 1 if upto else -1}")
-        # The last table in one row: a number lies at one tick, the rest is its number there.
-        box = self._outer.within(self._tables[-1].widths)
-        places = [bisect_right(upto, number) for number in numbers]
-        rests = [number - (upto[place - 1] if place else 0) for number, place in zip(numbers, places, strict=True)]
-        shape = tuple(part.stop - part.start for part in box)
-        ticks = np.array(np.unravel_index(np.array(places, dtype=np.int64), shape), dtype=np.int64)
-        ticks += np.array(self._outer.first)[:, None]
-        archs = np.zeros((len(numbers), len(self.compiled.space.sizes)), dtype=np.int16)
-        widest = max(len(moves.rows[0]) for moves in self._ticked.moves) if self._ticked.moves else 1
-        chunk = max(1, _CHUNK // (widest * max(len(ways.limbs) for ways in self._tables)))
-        for start in range(0, len(numbers), chunk):
-            part = slice(start, start + chunk)
-            self._walk_back(archs[part], ticks[:, part], rests[part])
-        return archs
+        grid = self._grid
+        return Count(lower=grid.total(grid.inner), upper=grid.total(grid.outer))
 
     def marginals(self) -> Marginals:
         """Return how often each value of each variable occurs among the feasible archs. Raises Infeasible."""
-        count = self.count()
+        grid, count = self._grid, self.count()
         if not count.upper:
             raise self._infeasible(f"costs {self._described_limits()}")
         surely = count.lower / count.upper
-        outer = self._shares(self._outer)
-        inner = outer if count.exact else self._shares(self._inner) if count.lower else [0 * p for p in outer]
+        outer = grid.shares(grid.outer)
+        inner = outer if count.exact else grid.shares(grid.inner) if count.lower else [0 * p for p in outer]
         bounds = [_between(certain, possible, surely) for certain, possible in zip(inner, outer, strict=True)]
         return Marginals(
             probabilities=tuple((c * surely + p) / (surely + 1.0) for c, p in zip(inner, outer, strict=True)),
@@ -327,61 +268,177 @@ class Feasible:
             high=tuple(high for _, high in bounds),
         )
 
+    # --- Drawing and listing
+
+    def sample(self, rng: np.random.Generator, n: int) -> Archs:
+        """Return `n` feasible archs, exactly uniform and independent; canonical encodings (n, n_variables)."""
+        return self.draw(rng, n).archs
+
+    def draw(self, rng: np.random.Generator, n: int, *, among: range | None = None, keep: Keep | None = None) -> Draws:
+        """Return what `sample` does, and how many of the draws were within the budget.
+
+        among, keep: draw only archs of these numbers (see `numbers`), and only those that `keep` says True of. Raises
+        Infeasible if no arch is feasible, SpecError if of 100 draws for each arch wanted too few were.
+        """
+        if n < 0:
+            raise SpecError(f"cannot draw {n} archs")
+        among = range(self.n_candidates) if among is None else among
+        n_candidates = among.stop - among.start  # len() ends at 2^63
+        if not n_candidates:
+            raise self._infeasible(f"costs {self._described_limits()}")
+        found: list[Archs] = [np.empty((0, len(self.compiled.space.sizes)), dtype=np.int16)]
+        missing, drawn, kept = n, 0, 0
+        while missing > 0:
+            if n_candidates <= LISTABLE and kept * 100 < drawn:
+                archs = self._listed(among, keep)
+                found.append(archs[rng.integers(len(archs), size=missing)])
+                return Draws(
+                    archs=np.concatenate(found), acceptance=len(archs) / n_candidates, n_candidates=n_candidates
+                )
+            if drawn > _DRAWS * n + _DRAWS_AT_LEAST:
+                raise self._too_few(f"{kept} of {drawn} archs drawn were within the budget, too few to find {n}")
+            # As many as it takes at the acceptance so far.
+            batch = min(_BATCH, math.ceil(missing * (drawn + 1) / (kept + 1)) + 16)
+            archs = self.candidates([among.start + number for number in _below(n_candidates, batch, rng)])
+            archs = archs[self._kept(archs, keep)]
+            drawn, kept = drawn + batch, kept + len(archs)
+            found.append(archs)
+            missing -= len(archs)
+        return Draws(
+            archs=np.concatenate(found)[:n], acceptance=kept / drawn if drawn else 1.0, n_candidates=n_candidates
+        )
+
+    @property
+    def n_candidates(self) -> int:
+        """How many archs are drawn from: all feasible ones, and some whose ticks do not tell (`holds` does)."""
+        return self._candidates.n_archs
+
+    def candidates(self, numbers: Sequence[int]) -> Archs:
+        """Return the archs with these numbers, from 0 to `n_candidates` - 1; each number is another arch.
+
+        By number all can be walked through or shared out without a list.
+        """
+        if numbers and not 0 <= min(numbers) <= max(numbers) < self.n_candidates:
+            raise SpecError(f"arch numbers go from 0 to {self.n_candidates - 1}")
+        return self._candidates.archs(numbers)
+
+    def numbers(self, budget: Budget) -> range:
+        """Return the numbers of the candidates that may be within `budget`, a part of this one. There is no `also`."""
+        if self.also:
+            raise SpecError("archs are numbered in the order of their costs under one budget alone")
+        return self._candidates.numbers((budget.bounds,))
+
+    @cached_property
+    def listed(self) -> Archs | None:
+        """All feasible archs, each once, (n, n_variables); None if there are more than 20,000 candidates."""
+        if self.n_candidates > LISTABLE:
+            return None
+        archs = self.candidates(range(self.n_candidates))
+        return archs[self.holds(archs)]
+
+    def _kept(self, archs: Archs, keep: Keep | None) -> NDArray[np.bool_]:
+        held = self.holds(archs)
+        return held if keep is None else held & keep(archs)
+
+    def _listed(self, among: range, keep: Keep | None) -> Archs:
+        """All archs of these numbers that are feasible and kept. Raises Infeasible if there is none."""
+        archs = self.candidates(among)
+        kept = archs[self._kept(archs, keep)]
+        if len(kept):
+            return kept
+        near = ""
+        if len(self._limits) == 1:
+            costs = np.unique(self.compiled.predict(archs))
+            low, high = self._bounds[0]
+            sides = (costs[costs < low][-1:], costs[costs > high][:1])
+            near = ", ".join(f"{cost:.10g}" for side in sides for cost in side.tolist())
+        raise self._infeasible(f"costs {self._described_limits()}" + (f" (near it they cost {near})" if near else ""))
+
+    def _too_few(self, told: str) -> SpecError:
+        if self.also:
+            return SpecError(f"{told}: hardly any or no arch keeps all budgets together, raise one")
+        (tick,) = self.ticks
+        return SpecError(f"{told}; most candidates lie beside it. Take finer ticks, tick={tick / 8:.3g}")
+
     # --- The chain and what limits it
 
     @property
     def _limits(self) -> tuple[tuple[CompiledSpace, Budget], ...]:
-        return ((self.compiled, self.budget),) if self.also is None else ((self.compiled, self.budget), self.also)
+        return ((self.compiled, self.budget), *self.also)
 
     @cached_property
-    def _ticks(self) -> tuple[float, ...]:
-        if self.also is None:
-            return (self.tick,)
-        if self.also_tick is not None:
-            return self.tick, self.also_tick
-        compiled, budget = self.also
-        low, high = compiled.min_over(), compiled.max_over()
-        if low >= high:  # all archs cost the same, or none can run
-            return self.tick, 1.0
-        return self.tick, max((min(budget.max_cost, high) - low) / _ALSO_TICKS, (high - low) / _LEAST_TICKS)
+    def _bounds(self) -> Bounds:
+        return tuple(budget.bounds for _, budget in self._limits)
+
+    @property
+    def _given_ticks(self) -> tuple[float, ...]:
+        if self.tick is None:
+            return ()
+        return tuple(self.tick) if isinstance(self.tick, Sequence) else (self.tick,)
 
     @cached_property
     def _chain(self) -> Chain:
         amounts = [Amount.cost(compiled) for compiled, _ in self._limits]
-        return Chain.of(self.compiled.space, amounts, ticks=self._ticks)
+        rough = [amount.spread / self._n_ticks or 1.0 for amount in amounts]
+        return Chain.of(self.compiled.space, amounts, ticks=self._given_ticks or rough)
+
+    @property
+    def _n_ticks(self) -> int:
+        return _TICKS_OF_SEVERAL if self.also else _TICKS
 
     @cached_property
-    def _lowest(self) -> tuple[float, ...]:
-        return tuple(float(self._chain.lowest(axis)[-1][0]) for axis in range(len(self._limits)))
+    def _grid(self) -> Counting:
+        """Counts at the ticks of every budget."""
+        if self._given_ticks:
+            return Counting(chain=self._chain, bounds=self._bounds, ticks=self._given_ticks)
+        ticks = span_ticks(self._chain, self._bounds, self._n_ticks)
+        return Counting.fitting(self._chain, self._bounds, ticks=ticks)
 
     @cached_property
-    def _highest(self) -> tuple[float, ...]:
-        return tuple(float(self._chain.highest(axis)[-1][0]) for axis in range(len(self._limits)))
+    def _candidates(self) -> Counting:
+        """Archs that keep one limit, which all that keep every budget keep: on a weighted sum of the costs.
 
-    @cached_property
-    def _ticked(self) -> TickedChain:
-        return TickedChain.of(self._chain, self._ticks)
+        A grid of several costs has so few ticks a side that, of APQ's archs, hardly any candidate of it keeps both
+        budgets. For weights such that no budget is broken more often than another a fair share keeps them all.
+        Raises Infeasible where some weights prove that no arch does.
+        """
+        if not self.also:
+            return self._grid
+        # Costs in units of what each budget leaves open; as far as there is an arch, so that every bound is finite.
+        sides = np.array(
+            [
+                (max(low, lowest), min(high, highest))
+                for (lowest, highest), (low, high) in zip(self.ranges, self._bounds, strict=True)
+            ]
+        )
+        units = np.maximum(np.ptp(sides, axis=1), 1e-6 * np.ptp(self.ranges, axis=1))
+        units = np.where(units > 0, units, np.maximum(np.abs(sides).max(axis=1), 1e-280))
+        log_weights, pace = np.zeros(len(units)), 4.0
+        tried: list[tuple[float, Counting]] = []
+        for _ in range(_TRIALS):
+            weighted = self._weighted(np.exp(log_weights) / units, sides)
+            if weighted.n_archs <= LISTABLE:
+                return weighted
+            archs = weighted.archs(_below(weighted.n_archs, _TRIED, np.random.default_rng(0)))
+            broken = np.array([~budget.holds(compiled.predict(archs)) for compiled, budget in self._limits])
+            tried.append((1.0 - float(broken.any(axis=0).mean()), weighted))
+            if tried[-1][0] >= _ENOUGH:
+                break
+            often = broken.mean(axis=1)
+            log_weights = log_weights + pace * (often - often.mean())
+            pace *= 0.8
+        return max(tried, key=itemgetter(0))[1]
 
-    @cached_property
-    def _outer(self) -> _Box:
-        """The ticks of all archs that may be feasible."""
-        return self._box(self._ticked.error_low[-1][:, 0], self._ticked.error_high[-1][:, 0])
+    def _weighted(self, weights: Floats, sides: Floats) -> Counting:
+        chain = self._chain.weighted(weights)
+        slack = _HOLDS * float(weights @ np.abs(sides).max(axis=1))
+        low, high = float(weights @ sides[:, 0]) - slack, float(weights @ sides[:, 1]) + slack
+        lowest, highest = chain.span(0)
+        if lowest > high or highest < low:
+            raise self._infeasible(f"costs {self._described_limits()}")
+        return Counting.fitting(chain, ((low, high),), ticks=span_ticks(chain, ((low, high),), _TICKS))
 
-    @cached_property
-    def _inner(self) -> _Box:
-        """The ticks of archs that surely are."""
-        return self._box(self._ticked.error_high[-1][:, 0], self._ticked.error_low[-1][:, 0])
-
-    def _box(self, error_at_top: Floats, error_at_bottom: Floats) -> _Box:
-        firsts, lasts = [], []
-        for axis, (_, budget) in enumerate(self._limits):
-            low, high = budget.bounds
-            top = int(self._ticked.tops[-1][axis, 0])
-            last = (high - self._lowest[axis] - error_at_top[axis]) / self._ticks[axis]
-            first = (low - self._lowest[axis] - error_at_bottom[axis]) / self._ticks[axis]
-            lasts.append(math.floor(min(max(last, -1.0), float(top))))
-            firsts.append(math.ceil(min(max(first, 0.0), top + 1.0)))
-        return _Box(tuple(firsts), tuple(lasts))
+    # --- Messages
 
     def _described_limits(self) -> str:
         return " and ".join(f"{budget} in {compiled.provenance.column}" for compiled, budget in self._limits)
@@ -394,151 +451,12 @@ class Feasible:
             column = compiled.provenance.column
             others = [f"{c.predict(arch[None])[0]:.6g} in {c.provenance.column}" for c, _ in self._limits]
             others.pop(axis)
+            lowest, highest = self.ranges[axis]
             sentences.append(
-                f"archs cost {self._lowest[axis]:.6g} to {self._highest[axis]:.6g} in {column}, the cheapest is "
+                f"archs cost {lowest:.6g} to {highest:.6g} in {column}, the cheapest is "
                 f"{described(compiled.space, arch)}" + "".join(f" (it costs {other})" for other in others)
             )
         return Infeasible(f"no arch of {self.compiled.space.name!r} {what}; {'; '.join(sentences)}")
-
-    # --- Tables of ways
-
-    @cached_property
-    def _widths(self) -> list[Ints]:
-        return self._ticked.widths(self._outer.last)
-
-    @cached_property
-    def _bits(self) -> int:
-        """Bits a limb holds, so that the ways of all cells into one state can be added before carrying."""
-        most = 1
-        for moves in self._ticked.moves:
-            most = max(most, int(np.bincount(moves.target, weights=moves.many).max(initial=0)))
-        return 62 - most.bit_length()
-
-    @cached_property
-    def _n_limbs(self) -> list[int]:
-        bits = [math.floor(max(float(ways.max()), 0.0) + 1e-6) + 1 for ways in self._ticked.log2_ways]
-        return [-(-n // self._bits) for n in bits]
-
-    @cached_property
-    def _bytes(self) -> list[int]:
-        """What each table takes."""
-        return [
-            8 * n_limbs * widths.shape[1] * math.prod(widths.max(axis=1).tolist())
-            for n_limbs, widths in zip(self._n_limbs, self._widths, strict=True)
-        ]
-
-    def _check_bytes(self, taken: int) -> None:
-        if taken > MAX_BYTES:
-            factor = 1.05 * (taken / MAX_BYTES) ** (1 / len(self._ticks))
-            names = ("tick", "also_tick")
-            ticks = ", ".join(f"{name}={_up(tick * factor)}" for name, tick in zip(names, self._ticks, strict=False))
-            raise SpecError(
-                f"tables of {taken / 1e6:,.0f} MB would be needed, more than {MAX_BYTES / 1e6:,.0f} MB: take coarser "
-                f"ticks ({ticks}); samples stay exactly uniform"
-            )
-
-    @cached_property
-    def _tables(self) -> list[_Ways]:
-        """The ways into every state, before the first step and after each."""
-        self._check_bytes(sum(self._bytes))
-        return list(self._forward())
-
-    @cached_property
-    def _last(self) -> _Ways:
-        """The ways to the end; counting alone needs two tables at a time only."""
-        if "_tables" in self.__dict__ or sum(self._bytes) <= MAX_BYTES:
-            return self._tables[-1]
-        self._check_bytes(max(map(sum, zip(self._bytes[:-1], self._bytes[1:], strict=True))))
-        for ways in self._forward():
-            last = ways
-        return last
-
-    def _forward(self) -> Iterator[_Ways]:
-        ways = _Ways(limbs=[np.ones((1,) * (1 + len(self._ticks)), dtype=np.uint64)], widths=self._widths[0])
-        yield ways
-        for moves, widths, n_limbs in zip(self._ticked.moves, self._widths[1:], self._n_limbs[1:], strict=True):
-            ways = _moved(moves, ways, widths, n_limbs=n_limbs, bits=self._bits)
-            yield ways
-
-    @cached_property
-    def _upto(self) -> list[int]:
-        """How many candidates there are up to each tick of the outer box, its ticks in one row."""
-        last = self._tables[-1]
-        box = self._outer.within(last.widths)
-        return list(accumulate(wide.to_ints((limb[0][box] for limb in last.limbs), bits=self._bits)))
-
-    def _walk_back(self, archs: Archs, ticks: Ints, numbers: list[int]) -> None:
-        """Write the archs numbered so among the ways to the end at `ticks` (n_axes, n) into `archs`.
-
-        At each step the moves into the state are a row of intervals as long as their ways; a number lies in one of
-        them, and what it is beyond that one's start is its number before the step.
-        """
-        bits = self._bits
-        everyone = np.arange(len(numbers))
-        states = np.zeros(len(numbers), dtype=np.int64)
-        rest = wide.from_ints(numbers, bits=bits, n_limbs=self._n_limbs[-1])
-        for moves, before in zip(reversed(self._ticked.moves), reversed(self._tables[:-1]), strict=True):
-            choices, position, exists = moves.into(states, ticks, before.widths, before.limbs[0].shape)
-            many = moves.many[choices].astype(np.uint64)
-            ways = [np.where(exists, limb.ravel()[position], np.uint64(0)) for limb in before.limbs]
-            upto = [np.cumsum(limb * many, axis=1) for limb in ways]
-            upto += [np.zeros_like(upto[0]) for _ in range(len(rest) - len(upto))]
-            wide.carry(upto, bits=bits)
-            upto = upto[: len(rest)]
-            column = wide.at_most(upto, [limb[:, None] for limb in rest]).sum(axis=1)
-            start = [np.where(column > 0, limb[everyone, column - 1], np.uint64(0)) for limb in upto]
-            wide.subtract(rest, start, bits=bits)
-            chosen = choices[everyone, column]
-            member = np.zeros(len(numbers), dtype=np.int64)
-            several = np.flatnonzero(moves.many[chosen] > 1)
-            if several.size:  # the interval is as many equal ones as the move has cells
-                whole = wide.to_ints([limb[several] for limb in rest], bits=bits)
-                each = wide.to_ints([limb[several, column[several]] for limb in ways], bits=bits)
-                pairs = [divmod(one, other) for one, other in zip(whole, each, strict=True)]
-                member[several] = [cell for cell, _ in pairs]
-                left = wide.from_ints([number for _, number in pairs], bits=bits, n_limbs=len(rest))
-                for limb, part in zip(rest, left, strict=True):
-                    limb[several] = part
-            moves.step.decide(archs, moves.cells[moves.first[chosen] + member])
-            rest = rest[: len(before.limbs)]
-            states = moves.source[chosen]
-            ticks = ticks - moves.shift[:, chosen]
-
-    def _shares(self, box: _Box) -> list[Floats]:
-        """The share of each value of each variable among the ways that end within `box`."""
-        shares = [np.zeros(size) for size in self.compiled.space.sizes]
-        last = self._tables[-1]
-        onwards = np.zeros(last.limbs[0].shape)
-        onwards[0][box.within(last.widths)] = 1.0
-        for moves, before, after in zip(
-            reversed(self._ticked.moves), reversed(self._tables[:-1]), reversed(self._tables[1:]), strict=True
-        ):
-            ways = wide.scaled(before.limbs, bits=self._bits)  # the scale drops out below
-            earlier = np.zeros(before.limbs[0].shape)
-            weights = np.zeros(len(moves.source))
-            axes = "ij"[: len(self._ticks)]
-            for number, (into, out_of) in moves.parts(before.widths, after.widths):
-                # Not np.dot: BLAS wakes its threads for a sum of 10,000 terms, at 40 times the CPU time.
-                weights[number] = np.einsum(f"{axes},{axes}->", ways[out_of], onwards[into]) * moves.many[number]
-                earlier[out_of] += onwards[into] * moves.many[number]
-            cells = np.repeat(weights / (moves.many * weights.sum()), moves.many)
-            for variable, values in moves.step.values(moves.cells):
-                shares[variable] += np.bincount(values, weights=cells, minlength=len(shares[variable]))
-            onwards = earlier / earlier.max()
-        return shares
-
-
-def _moved(moves: Moves, before: _Ways, widths: Ints, *, n_limbs: int, bits: int) -> _Ways:
-    """The ways after a step."""
-    limbs = [np.zeros((widths.shape[1], *widths.max(axis=1)), dtype=np.uint64) for _ in range(n_limbs)]
-    for number, (into, out_of) in moves.parts(before.widths, widths):
-        many = np.uint64(moves.many[number])
-        for limb, limb_before in zip(limbs, before.limbs, strict=False):  # a limb more, or one that is 0
-            added = limb_before[out_of]
-            there = limb[into]
-            np.add(there, added if many == 1 else added * many, out=there)
-    wide.carry(limbs, bits=bits)
-    return _Ways(limbs=limbs, widths=widths)
 
 
 def _below(top: int, n: int, rng: np.random.Generator) -> list[int]:
@@ -575,9 +493,3 @@ def described(space: SearchSpace, arch: NDArray[Any]) -> str:
         if number not in gates or gates[number].values[tuple(arch[v] for v in gates[number].scope)]
     }
     return ", ".join(f"{name}={value}" for name, value in active.items())
-
-
-def _up(value: float) -> str:
-    """`value` rounded up to two digits."""
-    digits = 1 - math.floor(math.log10(value))
-    return f"{math.ceil(value * 10**digits) / 10**digits:.2g}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,11 @@ class Amount:
         """Return the cost of `compiled`; broken constraints are forbidden, as failed ops are."""
         factors = tuple(Factor(scope=site.scope, values=site.costs) for site in compiled.sites if site.scope)
         return cls(fixed=compiled.fixed, factors=factors)
+
+    @property
+    def spread(self) -> float:
+        """The most that two archs can lie apart: more than they do, where one choice costs in several factors."""
+        return sum(_spread(factor) for factor in self.factors)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +91,7 @@ class Step:
 class Chain:
     """All steps of a space, one after the other; before the first and after the last there is a single state."""
 
-    n_variables: int
+    sizes: tuple[int, ...]  # of the variables
     fixed: tuple[float, ...]  # of each amount
     steps: tuple[Step, ...]
 
@@ -96,10 +101,7 @@ class Chain:
 
         `ticks`: cells that differ by less in the first amounts may be taken together later; it guides what is one step.
         """
-        pins = [
-            Factor(scope=(*gate.scope, number), values=_pinned(gate.values, space.sizes[number]))
-            for number, gate in space.gates
-        ]
+        pins = [Factor(scope=pin.scope, values=np.where(pin.values, 0.0, math.inf)) for pin in space.pins]
         factors: list[Factor] = []
         owners: list[int] = []
         fixed = [amount.fixed for amount in amounts]
@@ -126,7 +128,22 @@ class Chain:
                     f"{planner.volume(link.joint):,} combinations that no part of can be summed alone"
                 )
         steps = tuple(_step(link, factors, owners, space.sizes, len(amounts)) for link in links)
-        return cls(n_variables=len(space.sizes), fixed=tuple(fixed), steps=steps)
+        return cls(sizes=space.sizes, fixed=tuple(fixed), steps=steps)
+
+    def weighted(self, weights: Floats) -> Chain:
+        """Return the same steps with one amount: the sum of the amounts times `weights`."""
+        steps = tuple(replace(step, amounts=weights[None] @ step.amounts) for step in self.steps)
+        return replace(self, fixed=(float(weights @ self.fixed),), steps=steps)
+
+    def span(self, amount: int) -> tuple[float, float]:
+        """Return the least and the most of `amount` that an arch has; (+inf, -inf) if there is no arch."""
+        if amount not in self._spans:
+            self._spans[amount] = float(self.lowest(amount)[-1][0]), float(self.highest(amount)[-1][0])
+        return self._spans[amount]
+
+    @cached_property
+    def _spans(self) -> dict[int, tuple[float, float]]:
+        return {}
 
     def lowest(self, amount: int) -> list[Floats]:
         """Return the least of `amount` so far in every state, before the first step and after each; +inf: no way."""
@@ -157,7 +174,7 @@ class Chain:
 
     def least(self, amount: int) -> NDArray[np.int16]:
         """Return the arch with the least of `amount`, shape (n_variables,). There is an allowed arch."""
-        arch: NDArray[np.int16] = np.zeros((1, self.n_variables), dtype=np.int16)
+        arch: NDArray[np.int16] = np.zeros((1, len(self.sizes)), dtype=np.int16)
         lowest = self.lowest(amount)
         state = 0
         for step, before in zip(reversed(self.steps), reversed(lowest[:-1]), strict=True):
@@ -167,12 +184,6 @@ class Chain:
             state = int(step.source[best])
         least: NDArray[np.int16] = arch[0]
         return least
-
-
-def _pinned(active: NDArray[Any], size: int) -> Floats:
-    """0 for every value of an active variable and the first value of an inactive one, else inf."""
-    allowed = active[..., None] | (np.arange(size) == 0)
-    return np.where(allowed, 0.0, math.inf)
 
 
 def _squeezed(factor: Factor) -> Factor:
@@ -209,6 +220,7 @@ class _Planner:
         self._ticks = ticks
         self._owners = owners
         self._spreads = [_spread(factor) for factor in factors]
+        self._volumes: dict[int, int] = {}
         self._mentions: list[list[int]] = [[] for _ in sizes]
         for number, factor in enumerate(factors):
             for variable in factor.scope:
@@ -287,7 +299,9 @@ class _Planner:
 
     def volume(self, variables: int) -> int:
         """Return how many combinations of values a set of variables has."""
-        return math.prod(self._sizes[v] for v in _bits(variables))
+        if variables not in self._volumes:
+            self._volumes[variables] = math.prod(self._sizes[v] for v in _bits(variables))
+        return self._volumes[variables]
 
 
 def _bits(variables: int) -> Iterator[int]:

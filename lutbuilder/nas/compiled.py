@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
@@ -20,6 +21,7 @@ from lutbuilder.nas.joints import Joints
 from lutbuilder.nas.packed import PackedArchs, Packing, packed_costs
 from lutbuilder.op import OpSpec
 from lutbuilder.spaces.eliminate import Factor, cheapest, eliminate, merged, reduced
+from lutbuilder.spaces.registry import get
 from lutbuilder.spaces.space import Assignment, SearchSpace
 from lutbuilder_agent.errors import Infeasible, OpNotInLut, ShapeError, SpecError, UnknownName
 
@@ -30,14 +32,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 INFEASIBLE = ("unsupported", "failed")  # exec_status of a row that has a reason instead of a cost
 NET_COLUMNS = ("latency_ms", "latency_lo_ms", "latency_hi_ms", "p90_ms")  # net of the overhead a network pays once
-_NAMED = 200  # ops one error message names
-
-
-class CostRow(Protocol):
-    """What a compiled space reads of a single row."""
-
-    @property
-    def call_overhead_ms(self) -> float | None: ...
+# Columns of which a network's cost is the sum.
+COSTS = ("latency_ms", "latency_lo_ms", "latency_hi_ms", "p90_ms", "energy_mj", "cycles", "macs", "params")
+_NAMED = 5  # ops one error message names
 
 
 class CostTable(Protocol):
@@ -53,7 +50,6 @@ class CostTable(Protocol):
     @property
     def content_hash(self) -> str: ...
     def __contains__(self, op: object) -> bool: ...
-    def __getitem__(self, op: OpSpec) -> CostRow: ...
     def column(self, ops: Sequence[OpSpec], name: str) -> Floats: ...
     def texts(self, ops: Sequence[OpSpec], name: str) -> tuple[str | None, ...]: ...
 
@@ -80,21 +76,24 @@ class FunctionTable:
     def __contains__(self, op: object) -> bool:
         return isinstance(op, OpSpec) and self.covers(op)
 
-    def __getitem__(self, op: OpSpec) -> FunctionTable:
-        if op not in self:
-            raise OpNotInLut(f"{op.label()} is not in {self.name}")
-        return self  # every row has the same call overhead
-
     def column(self, ops: Sequence[OpSpec], name: str) -> Floats:
-        """Return `cost` of each op, whatever column is asked for; NaN where it failed."""
-        rows = [self[op] for op in ops]
-        return np.array([row.cost(op) if row.runs(op) else math.nan for op, row in zip(ops, rows, strict=True)])
+        """Return `cost` of each op, whatever column but the call overhead is asked for; NaN where it failed."""
+        self._require(ops)
+        if name == "call_overhead_ms":
+            return np.full(len(ops), math.nan if self.call_overhead_ms is None else self.call_overhead_ms)
+        return np.array([self.cost(op) if self.runs(op) else math.nan for op in ops])
 
     def texts(self, ops: Sequence[OpSpec], name: str) -> tuple[str | None, ...]:
         """Return `exec_status` (native or failed) or `evidence` (modelled) of each op; no other text is known."""
+        self._require(ops)
         if name == "exec_status":
-            return tuple("native" if self[op].runs(op) else "failed" for op in ops)
+            return tuple("native" if self.runs(op) else "failed" for op in ops)
         return ("modelled" if name == "evidence" else None,) * len(ops)
+
+    def _require(self, ops: Sequence[OpSpec]) -> None:
+        for op in ops:
+            if op not in self:
+                raise OpNotInLut(f"{op.label()} is not in {self.name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,14 +144,11 @@ class CompiledSpace:
 
     @cached_property
     def infeasible(self) -> tuple[str, ...]:
-        """Labels of the ops that failed or are unsupported, and names of the constraints."""
-        found: dict[str, None] = {}
-        for number, site in enumerate(self.sites):
-            ops = self.space.site_ops[number] if number < len(self.space.sites) else ()
-            for cell in np.flatnonzero(np.isinf(site.costs)).tolist():
-                op = ops[cell] if ops else None
-                found[op.label() if op else site.name] = None
-        return tuple(found)
+        """Labels of the ops that some allowed arch contains and that failed or are unsupported."""
+        needed = set(self.space.ops())  # what only forbidden assignments need has no row, so no finite cost
+        cells = zip(chain.from_iterable(self.space.site_ops), self.flat.tolist(), strict=False)  # constraints follow
+        failed = dict.fromkeys(op for op, cost in cells if op in needed and math.isinf(cost))
+        return tuple(op.label() for op in failed if op is not None)
 
     @cached_property
     def fixed(self) -> float:
@@ -193,8 +189,9 @@ class CompiledSpace:
     def expected(self, probabilities: Sequence[Floats]) -> float:
         """Return the mean cost when every variable is drawn independently; one probability vector a variable.
 
-        One-hot vectors give `predict`. A positive probability of an infeasible choice gives +inf.
-        Raises ShapeError naming the variable whose vector has another length.
+        It is the mean over the archs that can run: other draws have no share in it. One-hot vectors give `predict`,
+        and the result is +inf only where no draw can run. Raises ShapeError naming the variable whose vector has
+        another length.
         """
         if len(probabilities) != len(self.space.sizes):
             raise ShapeError(f"one vector for each of {len(self.space.sizes)} variables, got {len(probabilities)}")
@@ -202,14 +199,10 @@ class CompiledSpace:
         for variable, vector in zip(self.space.variables, vectors, strict=True):
             if vector.shape != (len(variable.values),):
                 raise ShapeError(f"{variable.name} has {len(variable.values)} values, got a vector of {vector.shape}")
-        total = self.fixed
-        for factor in self.factors:
-            mass = np.ones(())
-            for number in factor.scope:
-                mass = np.multiply.outer(mass, vectors[number])
-            possible = mass > 0  # 0 * inf is NaN, and a choice that is never taken costs nothing
-            total += float((mass[possible] * factor.values[possible]).sum())
-        return total
+        from lutbuilder.nas.sensitivity import mean_sum
+
+        mean = float(mean_sum([Factor(scope=(), values=np.asarray(self.fixed)), *self.factors], vectors))
+        return math.inf if math.isnan(mean) else mean
 
     # --- Bounds. The completions of some choices are the archs that `encode` makes of all assignments with them: the
     # choice for a layer that a completion does not have is ignored there.
@@ -382,9 +375,12 @@ def compile_space(
     costs = dict(zip(ops, values.tolist(), strict=True))
     unknown = [op for op, cost in costs.items() if math.isnan(cost)]
     if unknown:
+        ran = [op for op, out in zip(ops, failed, strict=True) if not out]
+        there = [name for name in COSTS if name != column and not np.isnan(lut.column(ran, name)).any()]
+        reason = lut.texts(unknown[:1], "reason")[0]
         raise OpNotInLut(
-            f"{lut.name}@{lut.version} has no {column} for {len(unknown)} ops that ran: {_named(unknown)}. "
-            f"Take another column, or collect where {column} can be measured"
+            f"{lut.name}@{lut.version} has no {column} for {len(unknown)} ops that ran: {_named(unknown)}"
+            f"{f' ({reason})' if reason else ''}. {other_columns(column, there)}"
         )
     sites = [
         _site_cost(space, number, costs, _skip_cost(ops, lut, column)) for number, ops in enumerate(space.site_ops)
@@ -413,19 +409,32 @@ def compile_space(
     )
 
 
+def other_columns(column: str, there: Sequence[str], *, take: str = "") -> str:
+    """Return what to do where a table has values in the columns `there`, but not in `column`: e.g. to type `take`."""
+    advice = f"It has {', '.join(there)}: take one, as {take or f'--column {there[0]}'}, or " if there else ""
+    if column in NET_COLUMNS and "cycles" in there:
+        return f"{advice}say how long a cycle is: lutbuilder luts import ... --clock-mhz 200"
+    return f"{advice}collect where {column} can be measured"
+
+
 def _check_coverage(space: SearchSpace, lut: CostTable, ops: Sequence[OpSpec]) -> None:
     missing = [op for op in ops if op not in lut]
     if not missing:
         return
-    try:
-        lut[missing[0]]
-        hint = ""
-    except OpNotInLut as error:  # the table knows what it has instead, and the command that measures the rest
-        hint = str(error)
+    explain = getattr(lut, "missing", None)  # a LUT knows what it has instead, and the command that measures the rest
+    hint = explain(missing[:1], space=_name_to_type(space)) if explain else ""
     raise OpNotInLut(
         f"{len(missing)} of the {len(ops)} ops of space {space.name!r} are not in {lut.name}@{lut.version}: "
         f"{_named(missing)}. {hint}"
     )
+
+
+def _name_to_type(space: SearchSpace) -> str:
+    try:
+        get(space.name)
+    except SpecError:  # made by Python: only its module knows it
+        return "MODULE:NAME"
+    return space.name
 
 
 def _named(ops: Sequence[OpSpec]) -> str:
@@ -490,9 +499,9 @@ def _check_gates(space: SearchSpace, site: SiteCost) -> None:
 def _call_overhead_ms(space: SearchSpace, lut: CostTable) -> float:
     first = [op for op in space.site_ops[0] if op is not None and op in lut]
     for ops in (first, space.ops()):
-        recorded = [ms for ms in (lut[op].call_overhead_ms for op in ops) if ms is not None]
-        if recorded:
-            return float(np.median(recorded))
+        recorded = lut.column(ops, "call_overhead_ms")
+        if not np.isnan(recorded).all():
+            return float(np.nanmedian(recorded))
     return 0.0
 
 

@@ -1,7 +1,8 @@
 """ExpectedLatency: the mean latency of a distribution over archs as a torch module, differentiable in the distribution.
 
-The value assumes that variables are drawn independently, as one-shot searches draw them. The table is float64 and stays
-so until the module is moved to another dtype, so float32 logits still give a sum exact to a double's rounding.
+The value assumes that variables are drawn independently, as one-shot searches draw them, and that draws which break a
+constraint are drawn again. The table is float64 and stays so until the module is moved to another dtype, so float32
+logits still give a sum exact to a double's rounding.
 Source: Cai, Zhu, Han, ProxylessNAS, ICLR 2019, section 3.3.
 """
 
@@ -10,22 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lutbuilder.nas.compiled import CompiledSpace, CostTable, Floats, Provenance, compile_space
+from lutbuilder.spaces.eliminate import Factor, merged, reduced
 from lutbuilder_agent.errors import ShapeError, SpecError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lutbuilder.nas.packed import PackedArchs
+    from lutbuilder.nas.uncertainty import Interval
     from lutbuilder.spaces.space import SearchSpace
 
 Kind = Literal["logits", "probs"]
+Scope = tuple[int, ...]
 Choices = Tensor | Mapping[str, Tensor] | Iterable[Tensor]
 _EXTRA_STATE = "_extra_state"  # the key torch itself files get_extra_state() under
 
@@ -34,19 +39,20 @@ class ExpectedLatency(nn.Module):
     """Expected milliseconds of the archs of `space` on the target `lut` speaks for; a module without parameters.
 
     With another `column` the result is in that column's unit. A network includes one call overhead unless turned off.
-    A space with infeasible choices (a failed op, a constraint) is refused, because a softmax gives each of them some
-    mass; with `allow_infeasible=True` the result is +inf wherever an infeasible choice has a positive probability, so
-    give those logits of -inf. Raises OpNotInLut naming every op the table lacks.
+    It is the mean over the archs that the space allows: what breaks a constraint has no share in it, and the rest is
+    renormalised. A table where an op failed is refused, because the mean over the others would not lead a search away
+    from it; with `allow_infeasible=True` such archs are left out likewise, so give that op logits of -inf. The result
+    is +inf only where no arch that can run has a positive probability. Raises OpNotInLut naming every op the table
+    lacks.
     """
 
     site_costs: Tensor  # the state: every site's costs end to end; all other buffers follow from it
     call_overhead_ms: Tensor
     valid: Tensor  # (n_variables, most values): which entries of a padded tensor are values
     _padding: Tensor
-    _fixed: Tensor
     _places: Tensor
     _costs: Tensor
-    _forbidden: Tensor
+    _allowed: Tensor
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class ExpectedLatency(nn.Module):
     @property
     def shape(self) -> tuple[int, int]:
         """(n_variables, most values of any variable): the shape of padded logits, e.g. `torch.zeros(latency.shape)`."""
-        return (len(self._compiled.space.sizes), max(self._compiled.space.sizes, default=0))
+        return self._shape
 
     def forward(self, choices: Choices, *, kind: Kind = "logits", validate: bool = True) -> Tensor:
         """Return the expected latency in ms, differentiable in `choices`.
@@ -85,25 +91,28 @@ class ExpectedLatency(nn.Module):
         Raises ShapeError naming the variable; for probabilities that are negative or do not sum to 1, SpecError naming
         it, unless `validate=False` (worth it on a GPU, where looking at the values waits for the device).
         """
+        costs = self._costs
         if kind == "logits":
-            probs = torch.softmax(self._padded(choices, -math.inf), dim=-1, dtype=self._costs.dtype)
+            probs = torch.softmax(self._padded(choices, -math.inf), dim=-1, dtype=costs.dtype)
         elif kind == "probs":
             probs = self._padded(choices, 0.0)
             if validate:
                 self._check_probs(probs)
+            probs = probs.to(costs.dtype)
         else:
             raise SpecError(f"kind must be 'logits' or 'probs', got {kind!r}")
-        mass = self._mass(probs)
-        expected = mass @ self._costs + self._fixed
-        if self._infeasible:
-            with torch.no_grad():
-                forbidden = mass @ self._forbidden
-                penalty = torch.zeros_like(forbidden).masked_fill(forbidden > 0, math.inf)
-            expected = expected + penalty
-        return expected
+        if self._tables:
+            return self._mean_of_allowed(probs)
+        return (self._mass(probs) if self._gathers else probs.flatten(-2)) @ costs
 
-    def predict(self, archs: NDArray[Any] | PackedArchs) -> Floats:
-        """Return the latency of each arch in ms; see `CompiledSpace.predict`."""
+    @overload
+    def predict(self, archs: NDArray[Any] | PackedArchs, *, return_interval: Literal[False] = False) -> Floats: ...
+    @overload
+    def predict(self, archs: NDArray[Any] | PackedArchs, *, return_interval: Literal[True]) -> Interval: ...
+    def predict(self, archs: NDArray[Any] | PackedArchs, *, return_interval: bool = False) -> Floats | Interval:
+        """Return the latency of each arch in ms, with `return_interval` (mid, lo, hi); see `CompiledSpace.predict`."""
+        if return_interval:
+            return self._compiled.predict(archs, return_interval=True)
         return self._compiled.predict(archs)
 
     def extra_repr(self) -> str:
@@ -164,47 +173,77 @@ class ExpectedLatency(nn.Module):
         """
         self._compiled = compiled
         self._provenance = compiled.provenance
-        self._infeasible = bool(compiled.infeasible)
-        like = self.site_costs
-        rows, columns = self.shape
-        factors = compiled.factors
-        axes = max((len(factor.scope) for factor in factors), default=1)
-        costs = np.concatenate([np.empty(0), *(factor.values.ravel() for factor in factors)])
+        space = compiled.space
+        self._names = tuple(space.positions)
+        rows, columns = self._shape = (len(space.sizes), max(space.sizes))
+        self._shapes = [(size,) for size in space.sizes]
+        self._gaps = [columns - size for size in space.sizes]
+        self._gap_sizes = {*self._gaps} - {0}
+        # Probabilities sum to 1, so what every arch pays may as well be a cost of each value of the first variable.
+        every_arch = Factor(scope=(0,), values=np.full(space.sizes[0], compiled.fixed))
+        factors = merged([every_arch, *compiled.factors])
+        axes = max(len(factor.scope) for factor in factors)
+        costs = np.concatenate([factor.values.ravel() for factor in factors])
+        allowed = np.isfinite(costs)
         places = np.full((axes, len(costs)), rows * columns)  # for an axis a factor lacks: behind them all, where 1 is
-        start = 0
+        tables = []
+        end = 0
         for factor in factors:
-            end = start + factor.values.size
+            cells = slice(end, end := end + factor.values.size)
             for axis, numbers in enumerate(np.indices(factor.values.shape)):
-                places[axis, start:end] = factor.scope[axis] * columns + numbers.ravel()
-            start = end
-        if axes == 1:  # one variable a cell: laid out as the probabilities are, the costs need no gather
+                places[axis, cells] = factor.scope[axis] * columns + numbers.ravel()
+            tables.append((factor.scope, cells, factor.values.shape))
+        self._tables: list[tuple[Scope, slice, tuple[int, ...]]] = []
+        self._order: list[Scope] = []  # the last variable of each is summed out next
+        if not allowed.all():
+            trail: list[Factor] = []
+            reduced(factors, combine=np.add, reduce=np.minimum, trail=trail)
+            self._tables, self._order = tables, [joint.scope for joint in trail]
+        self._gathers = axes > 1
+        if axes == 1 and not self._tables:  # laid out as the probabilities are, the costs need no gather
             costs, single = np.zeros(rows * columns), costs
             costs[places[0]] = single
-            places = places[:0]
-        infinite = np.isinf(costs)
-        valid = np.arange(columns) < np.array(compiled.space.sizes)[:, None]
+        valid = np.arange(columns) < np.array(space.sizes)[:, None]
+        like = self.site_costs
         self._derive("valid", torch.tensor(valid, device=like.device))
         self._derive("_padding", ~self.valid)
-        self._derive("_fixed", like.new_tensor(compiled.fixed))
         self._derive("_places", torch.tensor(places.ravel(), device=like.device))
-        self._derive("_costs", like.new_tensor(np.where(infinite, 0.0, costs)))
-        self._derive("_forbidden", like.new_tensor(infinite))
+        self._derive("_costs", like.new_tensor(np.where(np.isinf(costs), 0.0, costs)))
+        self._derive("_allowed", like.new_tensor(allowed))
 
     def _derive(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
 
     def _mass(self, probs: Tensor) -> Tensor:
         """Return the joint probability of every cell, shape (..., cells): the product over the cell's variables."""
-        places, cells = self._places, len(self._costs)
-        flat = probs.flatten(-2).to(self._costs.dtype)
-        if not len(places):
-            return flat
-        gathered = nn.functional.pad(flat, (0, 1), value=1.0).index_select(-1, places)
+        flat = nn.functional.pad(probs.flatten(-2), (0, 1), value=1.0)
+        gathered = flat.index_select(-1, self._places).view(*flat.shape[:-1], -1, len(self._costs))
         mass: Tensor
-        mass, *others = gathered.view(*flat.shape[:-1], -1, cells).unbind(-2)
+        mass, *others = gathered.unbind(-2)
         for other in others:
             mass = mass * other
         return mass
+
+    def _mean_of_allowed(self, probs: Tensor) -> Tensor:
+        """Return the mean cost of the archs that can run, shape (...); +inf where none has a chance.
+
+        One variable after the other is summed out of tables of pairs: the chance that a draw is allowed, and the mean
+        cost of the allowed draws times that chance; the first axis has the two.
+        Source: for the pairs, Li and Eisner, First- and second-order expectation semirings, EMNLP 2009.
+        """
+        drawn = probs.reshape(-1, *self._shape)
+        flat = torch.stack((self._allowed, self._costs))
+        tables = [(scope, flat[:, cells].view(2, 1, *shape)) for scope, cells, shape in self._tables]
+        for joint in self._order:
+            variable = joint[-1]
+            pairs = reduce(_product, (_spread(table, scope, joint) for scope, table in tables if variable in scope))
+            chances = drawn[:, variable, : pairs.shape[-1]]
+            summed = (pairs * chances.view(len(drawn), *[1] * (len(joint) - 1), -1)).sum(-1)
+            tables = [table for table in tables if variable not in table[0]] + [(joint[:-1], summed)]
+        chance, cost = torch.stack([table for _, table in tables], dim=1)  # of parts that share no variable
+        possible = chance > 0
+        mean = torch.where(possible, cost / torch.where(possible, chance, 1.0), math.inf)
+        return mean.sum(0).view(probs.shape[:-2])
 
     # --- Input
 
@@ -218,7 +257,7 @@ class ExpectedLatency(nn.Module):
             return choices.masked_fill(self._padding, padding)
         vectors = self._in_order(choices)
         batch = vectors[0].shape[:-1]
-        wanted = [(*batch, size) for size in self._compiled.space.sizes]
+        wanted = [(*batch, *shape) for shape in self._shapes] if batch else self._shapes
         if [vector.shape for vector in vectors] != wanted:
             wrong = next(n for n, vector in enumerate(vectors) if vector.shape != wanted[n])
             variable = self._compiled.space.variables[wrong]
@@ -226,8 +265,14 @@ class ExpectedLatency(nn.Module):
                 f"{variable.name} needs shape {wanted[wrong]}, one entry for each of its values {variable.values}; "
                 f"got {tuple(vectors[wrong].shape)}"
             )
-        flat = torch.cat(vectors, dim=-1)
-        return flat.new_full((*batch, *self.shape), padding).masked_scatter(self.valid, flat)
+        # One call: to visit 21 tensors backward takes autograd 0.1 ms as it is.
+        gaps = {gap: vectors[0].new_full((*batch, gap), padding) for gap in self._gap_sizes}
+        parts = []
+        for vector, gap in zip(vectors, self._gaps, strict=True):
+            parts.append(vector)
+            if gap:
+                parts.append(gaps[gap])
+        return torch.cat(parts, dim=-1).view(*batch, *self._shape)
 
     def _in_order(self, choices: Any) -> list[Tensor]:
         # Asked for keys, not for Mapping: nn.ParameterDict is none, and nn.ParameterList is no Sequence.
@@ -254,9 +299,17 @@ class ExpectedLatency(nn.Module):
                     f"for logits leave kind='logits'"
                 )
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(self._compiled.space.positions)
+
+def _spread(pairs: Tensor, scope: Scope, onto: Scope) -> Tensor:
+    """Return a table with an axis for each variable of `onto`, of length 1 where its own `scope` lacks it."""
+    pairs = pairs.permute(0, 1, *(2 + scope.index(variable) for variable in onto if variable in scope))
+    axes = (slice(None), slice(None), *(slice(None) if variable in scope else None for variable in onto))
+    return pairs[axes]
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    (chance, cost), (its_chance, its_cost) = one, other
+    return torch.stack((chance * its_chance, chance * its_cost + cost * its_chance))
 
 
 def two_path_probs(logits: Tensor, sampled: Tensor) -> Tensor:

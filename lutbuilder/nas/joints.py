@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ Floats = NDArray[np.float64]
 # An index into fewer cells fits uint16, of which a vector register holds many. 512 KiB of float64 are half an L2
 # cache: an element costs 1.3 ns there and 1.2 ns from 4096 cells in L1 (EPYC 9xx4, 2026), so fewer joints win.
 CELLS = 65_536
+# Of up to so many archs all indices are one product of matrices: calls would cost more than the arithmetic.
+_FEW = 2_000
+_PRODUCT = 1 << 17  # multiplications of one product: BLAS wakes no threads for fewer than 2^18
+_LAID_OUT = 1 << 20  # cells of all joints, laid out once more for that: 8 MiB; and float32 counts them exactly
 CHUNK = 65_536  # archs at a time; within 5 % of the best of 2k to 64k on the same machine, packed or not
 
 
@@ -32,7 +37,7 @@ class Joint:
     costs: Floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Joints:
     """A sum of factors over `variables`, ready to be looked up for many rows of value numbers."""
 
@@ -62,6 +67,9 @@ class Joints:
         Raises SpecError naming a variable whose value number is out of range.
         """
         costs = np.full(len(rows), self.fixed)
+        if len(rows) <= _FEW and sum(joint.costs.size for joint in self.parts) <= _LAID_OUT:
+            self._add_few(rows, costs)
+            return costs
         scratch = np.empty(min(len(rows), CHUNK), np.intp), np.empty(min(len(rows), CHUNK))
         for start in range(0, len(rows), CHUNK):
             self._add(rows[start : start + CHUNK], costs[start : start + CHUNK], *scratch)
@@ -71,8 +79,7 @@ class Joints:
         """Add every joint's cost to `costs`, in place; `index` and `part` are as long at least."""
         index, part = index[: len(rows)], part[: len(rows)]
         # Columns first, so that index arithmetic runs over contiguous memory.
-        narrow = rows.itemsize == 1 or rows.dtype == np.int16
-        columns = rows.T.astype(np.int16 if narrow else rows.dtype, order="C")
+        columns = _columns(rows)
         columns = columns.view(f"u{columns.itemsize}")  # a negative number is now a huge one: one pass finds both
         self._check_range(rows, columns)
         for joint in self.parts:
@@ -85,12 +92,67 @@ class Joints:
             look_up(joint.costs, number, index, part)
             costs += part
 
+    def _add_few(self, rows: NDArray[Any], costs: Floats) -> None:
+        """The same in few calls, the sums in the same order: an arch costs the same to the last bit."""
+        chunk = max(1, _PRODUCT // max(self._strides.size, 1))
+        for start in range(0, len(rows), chunk):
+            part = costs[start : start + chunk]
+            columns = np.ascontiguousarray(rows[start : start + chunk].T)
+            self._check_range(rows[start : start + chunk], columns.view(f"u{columns.itemsize}"))
+            numbers = (self._strides @ columns.astype(np.float32)).astype(np.intp)
+            numbers += self._starts
+            for of_joint in self._flat.take(numbers):
+                part += of_joint
+
+    @cached_property
+    def _strides(self) -> NDArray[np.float32]:
+        """What a value number adds to where each joint is looked up, shape (n_joints, n_variables)."""
+        strides = np.zeros((len(self.parts), len(self.variables)), np.float32)
+        for number, joint in enumerate(self.parts):
+            sizes = [len(self.variables[v].values) for v in joint.scope]
+            strides[number, list(joint.scope)] = np.cumprod([1, *sizes[:0:-1]])[::-1]
+        return strides
+
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        """Where each joint begins in `_flat`, shape (n_joints, 1)."""
+        ends = np.cumsum([0, *(joint.costs.size for joint in self.parts)])
+        return ends[: len(self.parts), None]
+
+    @cached_property
+    def _flat(self) -> Floats:
+        """All joints end to end."""
+        return np.concatenate([np.empty(0), *(joint.costs for joint in self.parts)])
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.intp]:
+        return np.array([len(variable.values) for variable in self.variables], dtype=np.intp)
+
     def _check_range(self, rows: NDArray[Any], columns: NDArray[Any]) -> None:
         highest = columns.max(axis=1, initial=0)
+        if not (highest >= self._sizes).any():
+            return
         for number, (variable, top) in enumerate(zip(self.variables, highest.tolist(), strict=True)):
             if top >= len(variable.values):
                 wrong = next(n for n in rows[:, number].tolist() if not 0 <= n < len(variable.values))
                 raise SpecError(f"{variable.name} is a value number from 0 to {len(variable.values) - 1}, got {wrong}")
+
+
+def _columns(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return the transpose of `rows` in C order; bytes become numbers of 16 bits."""
+    if rows.itemsize > 1 or not rows.flags.c_contiguous or rows.min(initial=0) < 0:
+        narrow = rows.itemsize == 1 or rows.dtype == np.int16
+        columns: NDArray[Any] = rows.T.astype(np.int16 if narrow else rows.dtype, order="C")
+        return columns
+    # Two bytes at a time: what numpy takes for a strided copy is per element, whatever its size.
+    length, width = rows.shape
+    even = width - width % 2
+    pairs = np.ndarray((even // 2, length), "<u2", rows, strides=(2, width)).copy()
+    columns = np.empty((width, length), np.uint16)
+    np.bitwise_and(pairs, 0xFF, out=columns[:even:2])
+    np.right_shift(pairs, 8, out=columns[1:even:2])
+    columns[even:] = rows[:, even:].T
+    return columns
 
 
 def look_up(costs: Floats, numbers: NDArray[Any], index: NDArray[np.intp], part: Floats) -> None:

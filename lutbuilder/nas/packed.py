@@ -126,13 +126,7 @@ class _Plan:
 
     def __init__(self, space: SearchSpace) -> None:
         self._sizes = space.sizes
-        # A gated variable beside its gates: true where the two are canonical together.
-        self._pinned = {
-            number: Factor(
-                scope=(*gate.scope, number), values=gate.values[..., None] | (np.arange(self._sizes[number]) == 0)
-            )
-            for number, gate in space.gates
-        }
+        self._pins = space.pins
         scopes = [tuple(sorted(space.positions[name] for name in site.scope)) for site in space.sites]
         scopes += [tuple(sorted(factor.scope)) for factor in space.forbidden]
         used = {v for scope in scopes for v in scope}
@@ -184,7 +178,7 @@ class _Plan:
 
     def _canonical(self, scope: Scope) -> NDArray[np.bool_]:
         everything = Factor(scope=scope, values=np.ones([self._sizes[v] for v in scope], np.bool_))
-        inside = [f for number, f in self._pinned.items() if number in scope and set(f.scope) <= set(scope)]
+        inside = [pin for pin in self._pins if set(pin.scope) <= set(scope)]
         return joined([everything, *inside], scope, np.logical_and)
 
 

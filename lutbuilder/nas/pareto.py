@@ -15,9 +15,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lutbuilder.nas.budget import MAX_BYTES, AdditiveScore, Archs, Budget, described
+from lutbuilder.nas.budget import AdditiveScore, Budget, described
 from lutbuilder.nas.chain import Amount, Chain, Ints, Step
 from lutbuilder.nas.compiled import CompiledSpace, Floats
+from lutbuilder.nas.counting import MAX_BYTES, Archs
 from lutbuilder.nas.ticks import TickedChain
 from lutbuilder_agent.errors import Infeasible, SpecError
 
@@ -33,8 +34,9 @@ _CHUNK = 1 << 21
 class Front:
     """Archs none of which another one beats, (N, n_variables), in ascending order of cost and of score.
 
-    For every arch of the space (and at least `cost_error` within the budget) one of these has no lower score and costs
-    at most `cost_error` more; 0: the front is exact.
+    There is one at least: the cheapest of the space or a better one at its cost. For every arch of the space (and at
+    least `cost_error` within the budget) one of these has no lower score and costs at most `cost_error` more; 0: the
+    front is exact.
     """
 
     archs: Archs
@@ -57,9 +59,9 @@ def pareto_front(
 ) -> Front:
     """Return the archs of no higher cost and no lower score than any other; one arch for each such pair.
 
-    tick: costs are taken in whole ticks, for spaces whose exact front would be too long; `cost_error` of the front says
-    what that leaves open. Raises Infeasible if no arch is within the budget, SpecError if the front is too long to be
-    exact (it names a tick) or the budget has a lower limit.
+    tick: costs are taken in whole ticks of the column's unit, for spaces whose exact front would be too long;
+    `cost_error` of the front says what that leaves open. None: the front is exact. Raises Infeasible if no arch is
+    within the budget, SpecError if the front is too long to be exact (it names a tick) or the budget has a lower limit.
     """
     chain, high = _limited(compiled, score, budget or Budget(math.inf), () if tick is None else (tick,))
     if tick is None:
@@ -69,7 +71,7 @@ def pareto_front(
     costs, scores = compiled.predict(archs), score.score(archs)
     within = np.flatnonzero(costs <= high)
     scales = _scales(chain)
-    kept = within[_undominated(np.rint(costs[within] / scales[0]), np.rint(scores[within] / scales[1]))]
+    kept = within[undominated(np.rint(costs[within] / scales[0]), np.rint(scores[within] / scales[1]))]
     return Front(archs=archs[kept], costs=costs[kept], scores=scores[kept], cost_error=cost_error)
 
 
@@ -81,7 +83,7 @@ def best_under(compiled: CompiledSpace, score: AdditiveScore, budget: Budget) ->
     if the budget has a lower limit.
     """
     chain, high = _limited(compiled, score, budget, ())
-    lowest, highest = float(chain.lowest(0)[-1][0]), float(chain.highest(0)[-1][0])
+    lowest, highest = chain.span(0)
     tick = max((min(high, highest) - lowest) / _SEARCH_TICKS, (highest - lowest) / _LEAST_TICKS)
     ticked = TickedChain.of(chain, [tick or 1.0])  # 0: all archs cost the same
     widths = ticked.widths([_last_tick(ticked, high - float(ticked.error_low[-1][0, 0]))])
@@ -105,7 +107,7 @@ def _limited(
         raise SpecError(f"a tick is above 0, got {ticks[0]:g}")
     amounts = [Amount.cost(compiled), Amount(fixed=score.base, factors=score.factors)]
     chain = Chain.of(compiled.space, amounts, ticks=ticks)
-    lowest, high = float(chain.lowest(0)[-1][0]), budget.bounds[1]
+    lowest, high = chain.span(0)[0], budget.bounds[1]
     if not math.isfinite(lowest) or not math.isfinite(chain.fixed[1]):
         raise Infeasible(f"space {compiled.space.name!r} has no arch that can run and has a score")
     if lowest > high:
@@ -118,14 +120,11 @@ def _limited(
 
 def _scales(chain: Chain) -> tuple[float, float]:
     """What makes no difference, in cost and in score."""
-    cost, score = (
-        _SAME * max(abs(float(chain.lowest(amount)[-1][0])), abs(float(chain.highest(amount)[-1][0])), 1e-280)
-        for amount in range(2)
-    )
+    cost, score = (_SAME * max(*map(abs, chain.span(amount)), 1e-280) for amount in range(2))
     return cost, score
 
 
-def _undominated(costs: Floats, scores: Floats) -> Ints:
+def undominated(costs: Floats, scores: Floats) -> Ints:
     """Return the points that no other one is as good as in both, and better in one; in ascending order, ties once."""
     order = np.argsort(costs, kind="stable")  # made of sorted runs, mostly
     best = np.maximum.accumulate(scores[order])
@@ -137,12 +136,12 @@ def _undominated(costs: Floats, scores: Floats) -> Ints:
     return kept[dearer]
 
 
-def _undominated_of_each(groups: Ints, costs: Floats, scores: Floats) -> Ints:
+def _best_of_each(groups: Ints, costs: Floats, scores: Floats) -> Ints:
     """Return the undominated points of every group."""
     order = np.argsort(groups, kind="stable")
     ends = np.flatnonzero(np.diff(groups[order], append=-1)) + 1
     parts = [order[start:end] for start, end in pairwise([0, *ends.tolist()])]
-    kept = [part[_undominated(costs[part], scores[part])] if len(part) > 1 else part for part in parts]
+    kept = [part[undominated(costs[part], scores[part])] if len(part) > 1 else part for part in parts]
     return np.concatenate(kept) if kept else order
 
 
@@ -187,7 +186,7 @@ def _exact_front(chain: Chain, high: float) -> Archs:
         if kept > _MAX_POINTS:
             raise _too_long(chain, high)
     at = np.arange(len(points[-1].costs))
-    archs = np.zeros((len(at), chain.n_variables), dtype=np.int16)
+    archs = np.zeros((len(at), len(chain.sizes)), dtype=np.int16)
     for step, after in zip(reversed(chain.steps), reversed(points), strict=False):  # the first points have no step
         step.decide(archs, after.cells[at].astype(np.int64))
         at = after.parents[at]
@@ -195,10 +194,10 @@ def _exact_front(chain: Chain, high: float) -> Archs:
 
 
 def _too_long(chain: Chain, high: float) -> SpecError:
-    lowest, highest = float(chain.lowest(0)[-1][0]), min(high, float(chain.highest(0)[-1][0]))
+    lowest, highest = chain.span(0)
     return SpecError(
         f"the exact front has too many points on its way (more than {_MAX_POINTS:,}); count costs in ticks, for "
-        f"example tick={(highest - lowest) / 10_000:.2g}, or lower the budget"
+        f"example tick={(min(high, highest) - lowest) / 10_000:.2g}, or lower the budget"
     )
 
 
@@ -206,7 +205,7 @@ def _extended(before: _Points, step: Step, most: Floats, scales: tuple[float, fl
     """The undominated points after a step; `most` is what a point of each state may cost at most."""
     pairs = step.target * step.n_before + step.source
     useful = np.zeros(len(step.cells), dtype=np.bool_)
-    useful[_undominated_of_each(pairs, step.amounts[0], step.amounts[1])] = True
+    useful[_best_of_each(pairs, step.amounts[0], step.amounts[1])] = True
     starts, parts = [0], []
     for target in range(step.n_after):
         first, last = step.starts[target], step.starts[target + 1]
@@ -220,7 +219,7 @@ def _extended(before: _Points, step: Step, most: Floats, scales: tuple[float, fl
         parents = _ranges(before.starts[source], counts)
         costs = before.costs[parents] + np.repeat(step.amounts[0, cells], counts)
         scores = before.scores[parents] + np.repeat(step.amounts[1, cells], counts)
-        kept = _undominated(np.rint(costs / scales[0]), np.rint(scores / scales[1]))
+        kept = undominated(np.rint(costs / scales[0]), np.rint(scores / scales[1]))
         kept = kept[costs[kept] <= most[target]]
         chosen = np.repeat(step.cells[cells], counts)[kept].astype(np.int32)
         parts.append((costs[kept], scores[kept], parents[kept], chosen))
@@ -242,7 +241,9 @@ def _ticked_front(chain: Chain, high: float, tick: float) -> tuple[Archs, float]
     upto = np.maximum.accumulate(tables[-1][0])
     rises = np.flatnonzero(np.diff(upto, prepend=-math.inf) > 0)
     cost_error = error_high - error_low
-    return _traced(ticked, tables, widths, rises), cost_error if cost_error > _scales(chain)[0] * 1000 else 0.0
+    # Every way may round to a tick beyond the last; the cheapest arch is within the budget all the same.
+    archs = np.concatenate([_traced(ticked, tables, widths, rises), chain.least(0)[None]])
+    return archs, cost_error if cost_error > _scales(chain)[0] * 1000 else 0.0
 
 
 def _last_tick(ticked: TickedChain, high: float) -> int:
@@ -271,7 +272,7 @@ def _best_scores(ticked: TickedChain, widths: list[Ints]) -> list[Floats]:
 
 def _traced(ticked: TickedChain, tables: list[Floats], widths: list[Ints], ticks: Ints) -> Archs:
     """The archs that reach the end at `ticks` with the score of the last table."""
-    archs = np.zeros((len(ticks), ticked.chain.n_variables), dtype=np.int16)
+    archs = np.zeros((len(ticks), len(ticked.chain.sizes)), dtype=np.int16)
     chunk = max(1, _CHUNK // max((moves.rows.shape[1] for moves in ticked.moves), default=1))
     for start in range(0, len(ticks), chunk):
         part = archs[start : start + chunk]
@@ -330,13 +331,13 @@ def _better(ticked: TickedChain, tables: list[Floats], high: float, found: float
         at = np.clip(left, -1, upto[place].shape[1] - 1).astype(np.int64)
         most = np.where(left >= 0, upto[place][source, np.maximum(at, 0)] + gained, -math.inf)
         kept = np.flatnonzero(most > found + scale)
-        kept = kept[_undominated_of_each(source[kept], cost[kept], gained[kept])]
+        kept = kept[_best_of_each(source[kept], cost[kept], gained[kept])]
         ways.append((step, cells[kept], parents[kept]))
         states, costs, scores = source[kept], cost[kept], gained[kept]
     if not len(states):
         return None
     at = np.array([int(scores.argmax())])
-    arch = np.zeros((1, chain.n_variables), dtype=np.int16)
+    arch = np.zeros((1, len(chain.sizes)), dtype=np.int16)
     for step, cells, parents in reversed(ways):
         step.decide(arch, step.cells[cells[at]])
         at = parents[at]

@@ -40,9 +40,10 @@ def sensitivity(compiled: CompiledSpace) -> tuple[Sensitivity, ...]:
     Takes one elimination over the whole space a variable: well below a second for OFA's spaces, a few for APQ's.
     """
     factors = [Factor(scope=(), values=np.asarray(compiled.fixed)), *compiled.factors]
+    even = [np.full(size, 1 / size) for size in compiled.space.sizes]
     found = []
     for number, variable in enumerate(compiled.space.variables):
-        mean = _mean(factors, compiled.space.sizes, number)
+        mean = mean_sum(factors, even, keep=(number,))
         found.append(
             Sensitivity(
                 variable=variable.name,
@@ -54,8 +55,11 @@ def sensitivity(compiled: CompiledSpace) -> tuple[Sensitivity, ...]:
     return tuple(found)
 
 
-def _mean(factors: Sequence[Factor], sizes: Sequence[int], number: int) -> Floats:
-    """Return the mean sum of the factors for each value of a variable, over the assignments where it is finite."""
+def mean_sum(factors: Sequence[Factor], chances: Sequence[Floats], *, keep: tuple[int, ...] = ()) -> Floats:
+    """Return the mean sum of the factors over the assignments where it is finite; NaN where there is none.
+
+    Variables are independent, `chances` has a vector of probabilities for each. Shape: the values of those in `keep`.
+    """
     # With e * e = 0, the product of (1 + cost e) over factors is 1 + (sum of costs) e; summed over assignments, each
     # with its probability, that is P(feasible) + E[cost; feasible] e. As imaginary numbers of a step whose square is
     # 0 in double precision, numpy multiplies such pairs exactly.
@@ -65,12 +69,10 @@ def _mean(factors: Sequence[Factor], sizes: Sequence[int], number: int) -> Float
         finite = np.isfinite(factor.values)
         costs = np.where(finite, factor.values, 0.0)
         pairs.append(Factor(scope=factor.scope, values=finite * (1.0 + 1j * _STEP * costs)))
-    mentioned = {v for factor in factors for v in factor.scope} | {number}
-    chances = [Factor(scope=(v,), values=np.full(sizes[v], 1 / sizes[v], complex)) for v in sorted(mentioned)]
-    left = reduced([*pairs, *chances], combine=np.multiply, reduce=np.add, keep=(number,))
-    total = joined(left, (number,), np.multiply)
+    pairs += [Factor(scope=(v,), values=vector.astype(complex)) for v, vector in enumerate(chances)]
+    total = joined(reduced(pairs, combine=np.multiply, reduce=np.add, keep=keep), keep, np.multiply)
     possible = total.real > 0
-    mean = np.full(sizes[number], np.nan)
+    mean = np.full(total.shape, np.nan)
     mean[possible] = total.imag[possible] / _STEP / total.real[possible]
     return mean
 

@@ -106,7 +106,7 @@ class TickedChain:
         axes = range(len(ticks))
         lows = [chain.lowest(axis) for axis in axes]
         for axis, tick in enumerate(ticks):
-            least, most = float(lows[axis][-1][0]), float(chain.highest(axis)[-1][0])
+            least, most = chain.span(axis)
             if most - least > _MAX_TICKS * tick:
                 raise SpecError(f"costs from {least:.6g} to {most:.6g} cannot be counted in ticks of {tick:g}")
         lowest = [np.stack([low[place] for low in lows]) for place in range(len(chain.steps) + 1)]

@@ -235,8 +235,8 @@ def _half_widths(
         named = ", ".join(op.label() for op in assumed[:_NAMED])
         raise OpNotInLut(
             f"{lut.name}@{lut.version} has no interval of {column} for {len(assumed)} of the {len(ops)} ops of space "
-            f"{compiled.space.name!r}: {named}{more}. Say how far these can be off, like assumed_half_width=0.05 for "
-            f"5 %, or measure them: lutbuilder collect"
+            f"{compiled.space.name!r}: {named}{more}. Say how far these can be off, here 5 %: "
+            f"Uncertainty.of(lut, space, assumed_half_width=0.05), or measure them: lutbuilder collect"
         )
     if assumed_half_width is not None:
         halves[without] = assumed_half_width * costs[without]

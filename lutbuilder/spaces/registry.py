@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from pathlib import Path
 from typing import cast
 
-from lutbuilder.spaces.space import SearchSpace
-from lutbuilder_agent.errors import UnknownName, unknown_name
+from lutbuilder.op import OpSpec
+from lutbuilder.spaces.space import Assignment, SearchSpace
+from lutbuilder_agent.errors import SpecError, UnknownName, unknown_name
 
 SUFFIX = ".toml"  # of a file that describes a space
 
@@ -73,7 +77,7 @@ SPACES: Mapping[str, Entry] = {
     "amc": Entry(
         path="lutbuilder.spaces.grid:amc",
         summary="MobileNetV1 or V2 with pruned channels, widths of multiples of 8 (He et al., ECCV 2018)",
-        variants=("v1", "ladder", "v2"),
+        variants=("v1", "ladder", "v2", "v2-relu6"),
     ),
     "netadapt": Entry(
         path="lutbuilder.spaces.grid:netadapt",
@@ -95,16 +99,19 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str, *, batch: int = 1) -> SearchSpace:
-    """Return a space with its ops at `batch`: a preset or one described in a TOML file.
+    """Return a space with its ops at `batch`: a preset, one described in a TOML file, or one made by Python.
 
     A name is preset[-variant][-grid], e.g. "proxyless", "proxyless-w1.3", "ofa_mbv3-w1.2-fine", or ends in a single
-    resolution, "ofa_mbv3-w1.2-r224"; or it is the path of a file that ends in .toml (docs/spaces.md).
-    Raises UnknownName listing what there is, SpecError for a file that describes no space.
+    resolution, "ofa_mbv3-w1.2-r224"; or it is the path of a file that ends in .toml, or MODULE:NAME of a SearchSpace in
+    an installed module or a file of the current folder (docs/spaces.md).
+    Raises UnknownName listing what there is, SpecError for a file or a module that has no such space.
     """
     if name.endswith(SUFFIX):
         from lutbuilder.spaces.toml_file import load
 
         return load(name, batch=batch)
+    if ":" in name:
+        return _of_module(name, batch=batch)
     base, *words = name.split("-")
     base = ALIASES.get(base, base)
     entry = SPACES.get(base)
@@ -122,6 +129,42 @@ def get(name: str, *, batch: int = 1) -> SearchSpace:
     if entry.grids:
         chosen["resolutions"] = entry.grids[grid] if grid in entry.grids else (_single(grid, entry),)
     return cast(SearchSpace, factory(**chosen))
+
+
+def named(text: str, *, what: str, like: str) -> object:
+    """Return what MODULE:NAME names, in a file of the current folder (which is looked in first) or an installed module.
+
+    Raises SpecError saying what is not there; what the module raises while it is imported is told with its name.
+    """
+    module, colon, attribute = text.partition(":")
+    if not (module and colon and attribute) or module.endswith(".py"):
+        raise SpecError(f"{what} {text!r} is not MODULE:NAME; write it as {like} for a file mine.py")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # a user's code runs here
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise SpecError(f"{what} {text!r}: no {module}.py in {here}, and no such module installed") from error
+        raise SpecError(f"{what} {text!r}: importing {module} raised {type(error).__name__}: {error}") from error
+    try:
+        return cast(object, reduce(getattr, attribute.split("."), found))
+    except AttributeError as error:
+        raise SpecError(f"{what} {text!r}: {error}") from error
+
+
+def _of_module(name: str, *, batch: int) -> SearchSpace:
+    space = named(name, what="search space", like="mine:space")
+    if not isinstance(space, SearchSpace):
+        raise SpecError(f"search space {name!r} is no SearchSpace but {space!r:.60}")
+    sites = tuple(replace(site, op=partial(_at_batch, site.op, batch)) for site in space.sites)
+    return replace(space, name=name, sites=sites)
+
+
+def _at_batch(op: Callable[[Assignment], OpSpec | None], batch: int, assignment: Assignment) -> OpSpec | None:
+    found = op(assignment)
+    return None if found is None else replace(found, batch=batch)
 
 
 def _name(base: str, variant: str, grid: str) -> str:

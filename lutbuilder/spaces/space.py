@@ -200,7 +200,7 @@ class SearchSpace:
     def n_archs(self) -> int:
         """Return the exact number of different networks, an unbounded integer."""
         ones = [Factor(scope=(number,), values=_as_counts(np.ones(size))) for number, size in enumerate(self.sizes)]
-        gates = [_pinned(number, gate, self.sizes[number]) for number, gate in self.gates]
+        gates = [Factor(scope=pin.scope, values=_as_counts(pin.values)) for pin in self.pins]
         allowed = [Factor(scope=f.scope, values=_as_counts(~f.values)) for f in self.forbidden]
         return int(eliminate([*ones, *gates, *allowed], combine=np.multiply, reduce=np.add))
 
@@ -242,6 +242,14 @@ class SearchSpace:
             if gate is not None
         )
 
+    @cached_property
+    def pins(self) -> tuple[Factor, ...]:
+        """Which values each gated variable may have: any where it is active, the first alone where it is not."""
+        return tuple(
+            Factor(scope=(*gate.scope, number), values=gate.values[..., None] | (np.arange(self.sizes[number]) == 0))
+            for number, gate in self.gates
+        )
+
     def _forbidden_within(self, scope: tuple[str, ...]) -> list[bool]:
         """For every assignment of `scope`: does a constraint that lies wholly within it fail?"""
         columns = {self.positions[name]: number for number, name in enumerate(scope)}
@@ -278,12 +286,6 @@ class SearchSpace:
             name, top = self.variables[column].name, self.sizes[column] - 1
             raise SpecError(f"arch {row}: {name} is a value number from 0 to {top}, got {archs[row, column]}")
         return archs
-
-
-def _pinned(number: int, gate: Factor, size: int) -> Factor:
-    """Count 1 for every value of an active variable and for the first value of an inactive one."""
-    first = np.arange(size) == 0
-    return Factor(scope=(*gate.scope, number), values=_as_counts(gate.values[..., None] | first))
 
 
 def _as_counts(values: NDArray[Any]) -> NDArray[Any]:

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from lutbuilder.op import OpSpec
 from lutbuilder.spaces.space import SearchSpace, Site, Value, Variable
 
@@ -60,6 +63,20 @@ def choices(space: SearchSpace) -> tuple[Choice, ...]:
             gates=joined(dict.fromkeys(name for v in members if v.active_when for name in v.active_when.scope)),
         )
         for (_, values), members in alike.items()
+    )
+
+
+def arch_text(space: SearchSpace, encoding: ArrayLike) -> str:
+    """Return an arch in a line: values of variables that differ in their number together, - where one is inactive."""
+    row = np.asarray(encoding)
+    idle = {number for number, gate in space.gates if not gate.values[tuple(row[v] for v in gate.scope)]}
+    alike: dict[tuple[str, bool], list[tuple[int, str, str]]] = {}
+    for number, (name, value) in enumerate(space.decode(row).items()):
+        head, place = _split(name)
+        alike.setdefault((head, place is None), []).append((place or 0, name, "-" if number in idle else str(value)))
+    return " ".join(
+        f"{','.join(joined(name for _, name, _ in members))}={','.join(value for _, _, value in members)}"
+        for members in map(sorted, alike.values())
     )
 
 

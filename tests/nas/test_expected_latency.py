@@ -173,6 +173,14 @@ def test_call_overhead_and_column_are_chosen_at_construction() -> None:
     assert item(ExpectedLatency(table, EXAMPLE, column="energy_mj")(zeros)) == pytest.approx(4.85)
 
 
+def test_predictions_come_with_an_interval_where_it_is_asked_for(latency: ExpectedLatency) -> None:
+    archs = latency.compiled.space.sample(np.random.default_rng(0), 20)
+    told = latency.predict(archs, return_interval=True)
+    expected = latency.compiled.predict(archs, return_interval=True)
+    assert [end.tolist() for end in told] == [end.tolist() for end in expected]
+    assert told.mid.tolist() == latency.predict(archs).tolist()
+
+
 # --- Gradients
 
 
@@ -250,16 +258,18 @@ def test_infeasible_choices_are_refused_unless_allowed() -> None:
         ExpectedLatency(replace(EXAMPLE_TABLE, runs=lambda op: op != failed), EXAMPLE)
 
 
-def test_infeasible_choice_gives_infinity_only_where_it_has_mass_and_never_nan() -> None:
+def test_archs_that_cannot_run_have_no_share_and_where_none_can_it_is_infinite_never_nan() -> None:
     latency = ExpectedLatency(
         replace(EXAMPLE_TABLE, runs=lambda op: op != block(24, 5, 2)), EXAMPLE, allow_infeasible=True
     )
-    logits = torch.zeros(2, 3, 2, dtype=torch.float64)
-    logits[0, 0, 1] = -math.inf
+    logits = torch.zeros(3, 3, 2, dtype=torch.float64)
+    logits[1, 0, 1] = -math.inf
+    logits[2, (0, 2), 0] = -math.inf  # w24 and k5 for sure
     logits.requires_grad_()
     value = latency(logits)
-    assert value.tolist() == pytest.approx([1.0 + 2.3 + 0.9, math.inf])
-    value[0].backward()
+    costs = latency.predict(np.array(list(itertools.product(*map(range, EXAMPLE.sizes)))))
+    assert value.tolist() == pytest.approx([costs[np.isfinite(costs)].mean(), 1.0 + 2.3 + 0.9, math.inf])
+    value.sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
 
@@ -269,16 +279,23 @@ def test_failed_candidate_of_one_variable_may_be_masked_out() -> None:
     latency = ExpectedLatency(replace(UNEVEN, runs=lambda op: op != failed), PROXYLESS, allow_infeasible=True)
     whole = ExpectedLatency(UNEVEN, PROXYLESS)
     logits = random_logits(latency).detach()
-    assert item(latency(logits)) == math.inf
     masked = logits.clone()
     for number, ops in enumerate(PROXYLESS.site_ops[2:-2]):
         if failed in ops:
             masked[number, ops.index(failed)] = -math.inf
     assert item(latency(masked)) == pytest.approx(item(whole(masked)))
+    assert item(latency(logits)) == pytest.approx(item(latency(masked)))
 
 
-def test_constraints_count_as_infeasible_combinations() -> None:
-    latency = ExpectedLatency(GATED_TABLE, GATED, allow_infeasible=True)
+def test_constraints_are_no_reason_to_refuse_a_space() -> None:
+    latency = ExpectedLatency(GATED_TABLE, GATED)
+    archs = GATED.canonical(np.array(list(itertools.product(*map(range, GATED.sizes)))))
+    allowed = latency.predict(archs[GATED.allowed(archs)])  # each as often as even draws give it
+    assert item(latency(torch.zeros(latency.shape))) == pytest.approx(allowed.mean())
+
+
+def test_one_hot_choices_of_a_constrained_space_are_its_prediction() -> None:
+    latency = ExpectedLatency(GATED_TABLE, GATED)
     for arch in GATED.canonical(np.array(list(itertools.product(*map(range, GATED.sizes))))):
         value = item(latency(one_hot(latency, arch), kind="probs"))
         assert value == pytest.approx(latency.predict(arch[None])[0])
@@ -401,7 +418,9 @@ def test_state_with_infeasible_costs_is_refused_where_they_are_not_allowed() -> 
         ExpectedLatency(EXAMPLE_TABLE, EXAMPLE).load_state_dict(state)
     tolerant = ExpectedLatency(EXAMPLE_TABLE, EXAMPLE, allow_infeasible=True)
     tolerant.load_state_dict(state)
-    assert item(tolerant(torch.zeros(3, 2))) == math.inf
+    assert item(tolerant(torch.zeros(3, 2))) == item(
+        ExpectedLatency(table, EXAMPLE, allow_infeasible=True)(torch.zeros(3, 2))
+    )
 
 
 def test_description_names_table_space_and_column(example: ExpectedLatency) -> None:

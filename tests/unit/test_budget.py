@@ -18,6 +18,7 @@ from scipy import stats
 
 from lutbuilder import spaces
 from lutbuilder.nas import budget as budgets
+from lutbuilder.nas import counting
 from lutbuilder.nas.budget import AdditiveScore, Budget, Feasible
 from lutbuilder.nas.compiled import CompiledSpace, FunctionTable, compile_space
 from lutbuilder.op import OpSpec
@@ -94,7 +95,7 @@ def test_whole_ticks_count_list_and_divide_exactly_the_feasible_archs(
     wanted = archs[budget.holds(compiled.predict(archs))]
     feasible = Feasible(compiled, budget, tick=1.0)
     # Limbs of 7 bits: even a small space carries, borrows and compares several of them.
-    vars(feasible)["_bits"] = draw.draw(st.sampled_from([feasible._bits, 7]), label="bits")
+    vars(feasible._grid)["_bits"] = draw.draw(st.sampled_from([feasible._grid._bits, 7]), label="bits")
     assert feasible.count() == budgets.Count(lower=len(wanted), upper=len(wanted))
     listed = feasible.candidates(range(len(wanted)))
     assert len(rows(listed)) == len(listed)
@@ -131,27 +132,35 @@ def test_real_costs_are_counted_between_bounds_and_sampled_within_the_budget(
         assert (marginals.high[number] >= marginals.probabilities[number] - 1e-12).all()
 
 
-@given(priced_spaces(whole=True), st.sampled_from([(1.0, 1.0), (0.5, 3.0), (2.5, None)]), st.data())
-@settings(max_examples=40, deadline=None)
-def test_two_budgets_hold_together(
-    priced: tuple[SearchSpace, FunctionTable], ticks: tuple[float, float | None], draw: st.DataObject
+@given(priced_spaces(whole=True), st.sampled_from([(1.0, 1.0), (0.5, 3.0), None]), st.booleans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_several_budgets_hold_together(
+    priced: tuple[SearchSpace, FunctionTable], ticks: tuple[float, float] | None, three: bool, draw: st.DataObject
 ) -> None:
     space, table = priced
     archs, compiled = every_arch(space), compile_space(space, table)
     other = compile_space(space, replace(table, name="other", cost=lambda op: float(int(op.op_id[:3], 16) % 7)))
-    budget, second = table_of(compiled, archs, draw), table_of(other, archs, draw)
-    wanted = archs[budget.holds(compiled.predict(archs)) & second.holds(other.predict(archs))]
-    feasible = Feasible(compiled, budget, tick=ticks[0], also=(other, second), also_tick=ticks[1])
+    third = compile_space(space, replace(table, name="third", cost=lambda op: float(op.out_channels % 3)))
+    budget, also = table_of(compiled, archs, draw), [(other, table_of(other, archs, draw))]
+    if three:
+        also.append((third, table_of(third, archs, draw)))
+        ticks = ticks and (*ticks, 1.0)
+    held = budget.holds(compiled.predict(archs))
+    for costs, further in also:
+        held &= further.holds(costs.predict(archs))
+    wanted = archs[held]
+    feasible = Feasible(compiled, budget, tick=ticks, also=also)
     count = feasible.count()
     assert count.lower <= len(wanted) <= count.upper
-    if ticks == (1.0, 1.0):
-        assert count.exact
-        assert rows(feasible.candidates(range(count.upper))) == rows(wanted)
+    assert count.exact or ticks is None or ticks[:2] != (1.0, 1.0)
     if len(wanted):
-        assert rows(feasible.sample(np.random.default_rng(0), 20)) <= rows(wanted)
-    elif not count.upper:
-        with pytest.raises(Infeasible, match="and at most"):
-            feasible.sample(np.random.default_rng(0), 1)
+        assert feasible.listed is not None
+        assert rows(feasible.listed) == rows(wanted)
+        draws = feasible.draw(np.random.default_rng(0), 20)
+        assert rows(draws.archs) <= rows(wanted)
+        return
+    with pytest.raises(Infeasible, match="and at most"):
+        feasible.sample(np.random.default_rng(0), 1)
 
 
 @given(small_spaces())
@@ -183,16 +192,16 @@ def test_samples_are_uniform_on_the_feasible_archs_at_any_tick(tick: float, with
     feasible = Feasible(
         compiled,
         budget,
-        tick=tick,
-        also=(energy, second) if with_energy else None,
-        also_tick=tick * 2 if with_energy else None,
+        tick=(tick, tick * 2) if with_energy else tick,
+        also=[(energy, second)] if with_energy else (),
     )
     draws = feasible.draw(np.random.default_rng(5), 30 * int(held.sum()))
     numbers = {row: number for number, row in enumerate(map(tuple, archs[held].tolist()))}
     seen = np.bincount([numbers[row] for row in map(tuple, draws.archs.tolist())], minlength=len(numbers))
     assert stats.chisquare(seen).pvalue > 0.01
     assert len(numbers) > 50
-    assert draws.acceptance < 0.9 or tick < 3.0
+    assert draws.acceptance < 0.9 or tick < 3.0 or with_energy
+    assert draws.estimate == pytest.approx(len(numbers), rel=0.1)
 
 
 def test_samples_are_reproducible_by_seed_and_canonical() -> None:
@@ -340,6 +349,26 @@ def test_every_arch_of_a_preset_is_counted_once(name: str) -> None:
     assert space.allowed(archs).all()
 
 
+def test_archs_of_a_part_of_the_budget_are_drawn_uniformly_from_the_same_tables() -> None:
+    space = layered(depths=(1, 2), layers=2, stages=2)
+    compiled = compile_space(space, ladder(0.31))
+    archs = every_arch(space)
+    costs = compiled.predict(archs)
+    feasible = Feasible(compiled, Budget(float(np.quantile(costs, 0.8))), tick=0.2)
+    part = Budget(float(np.quantile(costs, 0.5)), min_cost=float(np.quantile(costs, 0.45)))
+    numbers = feasible.numbers(part)
+    assert 0 < numbers.start < numbers.stop < feasible.n_candidates
+    wanted = archs[part.holds(costs)]
+    assert rows(wanted) <= rows(feasible.candidates(numbers))
+    drawn = feasible.draw(
+        np.random.default_rng(2), 40 * len(wanted), among=numbers, keep=lambda a: part.holds(compiled.predict(a))
+    ).archs
+    seen, times = np.unique(drawn, axis=0, return_counts=True)
+    assert rows(seen) == rows(wanted)
+    assert stats.chisquare(times).pvalue > 0.01
+    assert feasible.numbers(Budget(0.1)) == range(0)
+
+
 # --- What cannot be
 
 
@@ -361,7 +390,7 @@ def test_the_arch_named_leaves_out_what_is_inactive() -> None:
 
 def test_budgets_that_exclude_each_other_count_0_and_cannot_be_sampled() -> None:
     against = compile_space(EXAMPLE, replace(EXAMPLE_TABLE, cost=lambda op: 10.0 - EXAMPLE_TABLE.cost(op)), "energy_mj")
-    feasible = Feasible(COMPILED, Budget(3.0), tick=0.1, also=(against, Budget(against.min_over())), also_tick=0.1)
+    feasible = Feasible(COMPILED, Budget(3.0), tick=(0.1, 0.1), also=[(against, Budget(against.min_over()))])
     assert feasible.count() == budgets.Count(lower=0, upper=0)
     for ask in (lambda: feasible.sample(np.random.default_rng(0), 1), feasible.marginals):
         with pytest.raises(
@@ -376,8 +405,93 @@ def test_window_between_two_archs_ends_in_an_error_not_in_a_loop() -> None:
         Feasible(COMPILED, Budget(3.5, min_cost=3.1), tick=0.1).sample(np.random.default_rng(0), 1)
     coarse = Feasible(COMPILED, Budget(3.5, min_cost=3.1), tick=1.0)
     assert coarse.count().lower == 0 < coarse.count().upper
-    with pytest.raises(SpecError, match=r"0 of \d+ archs drawn were within the budget.*finer ticks: 0.125"):
+    with pytest.raises(
+        Infeasible, match=r"at least 3\.1 in latency_ms \(near it they cost 3, 3\.6\); archs cost 3 to 7"
+    ):
         coarse.sample(np.random.default_rng(0), 1)
+
+
+def test_an_empty_window_too_large_to_list_names_a_finer_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "LISTABLE", 0)
+    coarse = Feasible(COMPILED, Budget(3.5, min_cost=3.1), tick=1.0)
+    assert coarse.listed is None
+    with pytest.raises(SpecError, match=r"0 of \d+ archs drawn were within the budget.*finer ticks, tick=0.125"):
+        coarse.sample(np.random.default_rng(0), 1)
+    against = compile_space(EXAMPLE, replace(EXAMPLE_TABLE, cost=lambda op: 10.0 - EXAMPLE_TABLE.cost(op)), "energy_mj")
+    monkeypatch.setattr(counting, "_MOST_TICKS", 3)
+    both = Feasible(COMPILED, Budget(3.5, min_cost=3.1), also=[(against, Budget(against.max_over()))])
+    with pytest.raises(SpecError, match=r"hardly any or no arch keeps all budgets together, raise one"):
+        both.sample(np.random.default_rng(0), 1)
+
+
+def test_a_rare_arch_among_few_candidates_is_drawn_from_a_list() -> None:
+    space = layered(depths=(1, 2), layers=2, stages=2)
+    compiled = compile_space(space, ladder(0.31))
+    costs = np.unique(compiled.predict(every_arch(space)))
+    only = Feasible(compiled, Budget(costs[1], min_cost=costs[1]), tick=30.0)
+    draws = only.draw(np.random.default_rng(0), 3000)
+    wanted = only.holds(every_arch(space)).sum()
+    assert draws.acceptance == pytest.approx(wanted / only.n_candidates)
+    assert draws.acceptance < 0.01
+    assert len(rows(draws.archs)) == wanted
+    assert draws.archs.shape == (3000, len(space.sizes))
+
+
+# --- Ticks that nobody asked for
+
+
+def test_without_a_tick_the_unit_of_the_column_changes_nothing() -> None:
+    space = layered(depths=(2, 3, 4), layers=4, stages=5)
+    drawn = []
+    for unit in (1e-3, 1.0, 1e6):
+        compiled = compile_space(space, ladder(unit))
+        feasible = Feasible(compiled, Budget(140.0 * unit, min_cost=100.0 * unit))
+        assert feasible.ticks[0] == pytest.approx(0.04 * unit)
+        drawn.append(feasible.sample(np.random.default_rng(0), 500).tolist())
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.parametrize("width", [1e-3, 1e-6, 0.0])
+def test_a_narrow_window_high_up_takes_no_larger_tables_and_is_kept(width: float) -> None:
+    space = layered(depths=(1, 2), layers=2, stages=2)
+    compiled = compile_space(space, FunctionTable(name="uneven", cost=lambda op: 1 + int(op.op_id[:4], 16) / 2**16))
+    archs = every_arch(space)
+    costs = compiled.predict(archs)
+    top = float(np.sort(costs)[-20])
+    window = Budget(top, min_cost=top * (1 - width))
+    feasible = Feasible(compiled, window)
+    assert sum(feasible._grid.bytes) < 20e6
+    wanted = archs[window.holds(costs)]
+    assert rows(feasible.sample(np.random.default_rng(0), 40 * len(wanted))) == rows(wanted)
+
+
+def test_ticks_grow_until_the_tables_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = compile_space(layered(depths=(2, 3, 4), layers=4, stages=5), ladder(0.31))
+    small = Feasible(compiled, Budget(45.0))
+    monkeypatch.setattr(counting, "_FITTING_BYTES", sum(small._grid.bytes) // 20)
+    smaller = Feasible(compiled, Budget(45.0))
+    assert sum(smaller._grid.bytes) <= sum(small._grid.bytes) // 20
+    assert smaller.ticks[0] > 10 * small.ticks[0]
+    assert smaller.holds(smaller.sample(np.random.default_rng(0), 100)).all()
+    assert smaller.count().lower <= small.count().lower <= small.count().upper <= smaller.count().upper
+    monkeypatch.setattr(counting, "_FITTING_BYTES", 1)  # more than one tick a state can never be asked for
+    assert Feasible(compiled, Budget(45.0))._grid.longest == 1
+
+
+@pytest.mark.parametrize("name", ["proxyless", "ofa_mbv3", "ofa_resnet50", "attentivenas", "apq", "haq", "amc-ladder"])
+def test_latency_and_energy_are_kept_together_on_every_preset(name: str) -> None:
+    space = spaces.get(name)
+    ms = compile_space(space, FunctionTable(name="uneven", cost=lambda op: 0.1 + int(op.op_id[:4], 16) / 2**17))
+    mj = compile_space(space, FunctionTable(name="energy", cost=lambda op: 0.1 + int(op.op_id[2:6], 16) / 2**17), "mj")
+    budgets_ = [Budget(c.min_over() + 0.3 * (c.max_over() - c.min_over())) for c in (ms, mj)]
+    both = Feasible(ms, budgets_[0], also=[(mj, budgets_[1])])
+    draws = both.draw(np.random.default_rng(0), 200)
+    assert both.holds(draws.archs).all()
+    assert draws.acceptance > 0.02
+    assert len(np.unique(draws.archs, axis=0)) == 200
+    count = both.count()
+    assert count.lower / 2 <= draws.estimate <= count.upper * 2
+    assert 0 < count.upper < space.n_archs()
 
 
 def test_space_whose_every_arch_fails_is_infeasible() -> None:
@@ -388,21 +502,21 @@ def test_space_whose_every_arch_fails_is_infeasible() -> None:
 
 def test_tables_too_large_name_a_tick_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = compile_space(layered(depths=(2, 3, 4), layers=4, stages=5), ladder(1.0))
-    monkeypatch.setattr(budgets, "MAX_BYTES", 200_000)
+    monkeypatch.setattr(counting, "MAX_BYTES", 200_000)
     small = Feasible(compiled, Budget(150.0), tick=1e-3)
     with pytest.raises(SpecError, match="take coarser ticks") as caught:
         small.sample(np.random.default_rng(0), 1)
     named = re.search(r"\(tick=([0-9.e-]+)\)", str(caught.value))
     assert named is not None
     assert len(Feasible(compiled, Budget(150.0), tick=float(named[1])).sample(np.random.default_rng(0), 5)) == 5
-    with pytest.raises(SpecError, match=r"tick=.*, also_tick="):
-        Feasible(compiled, Budget(150.0), tick=1e-2, also=(compiled, Budget(150.0)), also_tick=1e-2).count()
+    with pytest.raises(SpecError, match=r"tick=[0-9.]+, [0-9.]+\)"):
+        Feasible(compiled, Budget(150.0), tick=(1e-2, 1e-2), also=[(compiled, Budget(150.0))]).count()
 
 
 def test_counting_alone_needs_two_tables_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = compile_space(layered(depths=(2, 3, 4), layers=4, stages=5), ladder(1.0))
     whole = Feasible(compiled, Budget(150.0), tick=1.0)
-    monkeypatch.setattr(budgets, "MAX_BYTES", sum(whole._bytes) - 1)
+    monkeypatch.setattr(counting, "MAX_BYTES", sum(whole._grid.bytes) - 1)
     lean = Feasible(compiled, Budget(150.0), tick=1.0)
     assert lean.count().exact
     with pytest.raises(SpecError, match="take coarser ticks"):
@@ -419,8 +533,16 @@ def test_counting_alone_needs_two_tables_at_a_time(monkeypatch: pytest.MonkeyPat
         (lambda: Feasible(COMPILED, Budget(5.0), tick=0.0), "a tick is above 0, got 0"),
         (lambda: Feasible(COMPILED, Budget(5.0), tick=1e-15).count(), "cannot be counted in ticks of 1e-15"),
         (
-            lambda: Feasible(COMPILED, Budget(5.0), also=(compile_space(GATED, GATED_TABLE), Budget(9.0))),
-            "of one space",
+            lambda: Feasible(COMPILED, Budget(5.0), also=[(compile_space(GATED, GATED_TABLE), Budget(9.0))]),
+            "all budgets are of one space, got 'example' and 'gated'",
+        ),
+        (
+            lambda: Feasible(COMPILED, Budget(5.0), tick=0.1, also=[(COMPILED, Budget(5.0))]),
+            "2 budgets have a tick each",
+        ),
+        (
+            lambda: Feasible(COMPILED, Budget(5.0), also=[(COMPILED, Budget(5.0))]).numbers(Budget(4.0)),
+            "under one budget alone",
         ),
         (lambda: Feasible(COMPILED, Budget(5.0), tick=0.1).candidates([5]), "arch numbers go from 0 to 4"),
         (lambda: Feasible(COMPILED, Budget(5.0)).sample(np.random.default_rng(0), -1), "cannot draw -1"),

@@ -68,7 +68,7 @@ def plans(draw: st.DrawFn) -> Plan:
         runtime=draw(_names),
         threads=draw(st.integers(1, 64)),
         cache=cache,  # type: ignore[arg-type]  # drawn from the very list
-        train_ops=draw(st.integers(2, 20)) if cache == "rotating" else 1,
+        train_ops=draw(st.integers(2, 20)) if cache in ("rotating", "cold") else 1,
         instances=draw(st.integers(1, 8)),
         seed=draw(st.integers(0, (1 << 63) - 1)),
         options=tuple(draw(st.lists(st.tuples(st.text(), st.text()), max_size=3))),

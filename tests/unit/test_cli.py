@@ -200,7 +200,7 @@ def test_every_example_is_understood_by_the_parser(cli, command):
 
 def parse(line: str) -> None:
     """Parse a command line without running it; any word the program does not know is an error."""
-    words = shlex.split(re.sub(r"<[a-z]+>", "x", re.sub(r'"\$\(.*\)"', "x", line)))[1:]
+    words = shlex.split(re.sub(r"<[a-z]+>|\bN\b", "1", re.sub(r'"\$\(.*\)"', "x", line)))[1:]
     command = typer.main.get_command(app)
     with command.make_context("lutbuilder", words, resilient_parsing=False) as context:
         while getattr(command, "commands", None):
@@ -219,17 +219,15 @@ def test_the_parser_used_above_refuses_what_does_not_exist():
 
 
 def test_command_lines_in_the_docs_are_understood(root):
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/spaces.md", "docs/fleet.md"):
-        text = (root / name).read_text(encoding="utf-8")
-        lines = re.findall(
-            r"^(?:\$ )?(lutbuilder (?:collect|validate|luts|devices|spaces|serve|jobs|campaigns|leases|agents|doctor)\b"
-            r"[^`#\n]*)",
-            text,
-            re.M,
-        )
+    commands = "|".join(command.name or command.callback.__name__ for command in app.registered_commands)
+    groups = "|".join(group.name for group in app.registered_groups)
+    for path in (root / "README.md", root / "CONTRIBUTING.md", root / "CHANGELOG.md", *(root / "docs").rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        lines = re.findall(rf"^(?:\$ )?(lutbuilder (?:{commands}|{groups})\b[^`#\n]*)", text, re.M)
+        lines += re.findall(r"`(lutbuilder (?!--help)[^`]*--[^`]*)`", text)  # in a sentence, with options
         for line in lines:
             parse(line)
-        assert lines or name != "README.md"
+        assert lines or path.name != "README.md"
 
 
 def test_the_version_is_the_package_version(cli):
@@ -475,6 +473,21 @@ def test_a_published_table_is_listed_and_shown(cli, tmp_path):
         assert status == 0
         assert "conv 3x8x8 k3 s1 -> 8" in out
         assert "1.5000" in out
+
+
+def test_the_row_that_a_lookup_takes_is_shown_and_the_others_on_request(cli, tmp_path):
+    publish(
+        [a_row(), a_row(method="in_situ", latency_ms=1.5, latency_lo_ms=1.2, latency_hi_ms=1.8)],
+        a_meta(),
+        folder=tmp_path / "luts",
+    )
+    status, out, err = cli("luts show")
+    assert (status, out.count("conv 3x8x8")) == (0, 1)
+    assert "20.0 %" in out
+    assert "in situ" in out
+    assert "1 more rows" in err
+    assert cli("luts show --every-row")[1].count("conv 3x8x8") == 2
+    assert len(json.loads(cli("luts show --json")[1])["rows"]) == 2
 
 
 def test_json_of_a_table_holds_every_row_and_the_footer(cli, tmp_path):

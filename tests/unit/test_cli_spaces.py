@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shlex
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lutbuilder import spaces
 from lutbuilder.cli.main import app
 from lutbuilder.lut import Lut, Row, publish
 from lutbuilder.lut.lut import collect_command
+from lutbuilder.nas.compiled import compile_space
 from lutbuilder.op import OpSpec
-from lutbuilder.spaces.summary import choices, joined, listed, stages
+from lutbuilder.spaces.summary import arch_text, choices, joined, listed, stages
+from lutbuilder_agent.errors import OpNotInLut
 from tests.lut_examples import CACHE, example_meta, failed_row
 from tests.synthetic import synthetic_ms
 from tests.worked_example import EXAMPLE, GATED
@@ -60,13 +66,18 @@ def table_of(ops: Sequence[OpSpec], folder: Path, **meta: object) -> Lut:
 def test_show_groups_45_variables_in_a_few_lines(cli: Cli) -> None:
     status, out, _ = cli("spaces show ofa_mbv3")
     assert status == 0
-    assert re.search(r"^ +architectures +108,793,277,462,862,429,255 \(1\.08e20\)$", out, re.M)
+    assert re.search(r"^ +architectures +108,793,277,462,862,429,255 \(1\.09e20\)$", out, re.M)
     assert re.search(r"^ +distinct ops +450 \(", out, re.M)
     assert re.search(r"^ ?stage 1 +2 to 4 +16 -> 24 +80..112 -> 40..56 +r, d1, k1..k4, e1..e4 +90$", out, re.M)
     assert re.search(r"^ ?k1..k20 +20 +3, 5, 7 +10 of them as d1..d5 say$", out, re.M)
     assert re.search(r"^ ?d1..d5 +5 +2, 3, 4 +always$", out, re.M)
     assert "... and 350 more ops: --ops lists all" in out
     assert len(cli("spaces show ofa_mbv3 --ops")[1].splitlines()) == len(out.splitlines()) + 350 - 1
+
+
+def test_a_list_may_be_asked_for_by_name(cli: Cli) -> None:
+    assert cli("spaces list") == cli("spaces")
+    assert cli("spaces list --json") == cli("spaces --json")
 
 
 def test_show_as_json_holds_stages_and_every_op(cli: Cli) -> None:
@@ -98,6 +109,7 @@ def test_the_list_names_variants_and_resolutions(cli: Cli) -> None:
     status, out, _ = cli("spaces")
     assert status == 0
     assert re.search(r"^ ?ofa_mbv3 +w1\.0, w1\.2 +160 to 224 \(5\); fine: 128 to 224 \(25\) ", out, re.M)
+    assert "attentivenas (alphanet)" in out
     listed_ = {space["name"]: space for space in json.loads(cli("spaces --json")[1])["spaces"]}
     assert listed_["attentivenas"]["grids"] == {"": [192, 224, 256, 288]}
     assert set(listed_) == set(spaces.SPACES)
@@ -132,6 +144,15 @@ def test_what_is_missing_is_listed_with_the_command_that_measures_it(cli: Cli, t
     assert [op["op_id"] for op in told["missing"]] == [op.op_id for op in ops[-2:]]
 
 
+def test_many_missing_ops_are_listed_when_asked_for(cli: Cli, tmp_path: Path) -> None:
+    lut = table_of(spaces.get("proxyless").ops(), tmp_path)
+    out = cli(f"spaces coverage amc-ladder {lut.path}")[1]
+    assert "... and 454 more ops: --ops lists all" in out
+    every = cli(f"spaces coverage amc-ladder {lut.path} --ops")[1]
+    assert len(every.splitlines()) == len(out.splitlines()) + 454 - 1
+    assert len(json.loads(cli(f"spaces coverage amc-ladder {lut.path} --json")[1])["missing"]) == 554
+
+
 def test_a_space_of_a_file_is_measured_and_covered_by_its_path(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
     status, out, err = cli("collect --device simulated --space tiny.toml --budget 60s --max-rounds 8 --accept-noisy")
@@ -139,6 +160,49 @@ def test_a_space_of_a_file_is_measured_and_covered_by_its_path(cli: Cli, tmp_pat
     assert Lut.load(out.strip()).meta.spaces == ("tiny.toml",)
     assert cli(f"spaces coverage tiny.toml {out.strip()}")[0] == 0
     assert cli(f"spaces coverage fbnet {out.strip()}")[0] == 1
+
+
+def test_a_space_of_python_is_known_by_its_module_and_name(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(
+        "from tests.worked_example import EXAMPLE as space\nnumber = 3\n", encoding="utf-8"
+    )
+    ops = spaces.get("mine:space", batch=2).ops()
+    assert {replace(op, batch=1) for op in ops} == set(EXAMPLE.ops())
+    lut = table_of(ops, tmp_path, spaces=("mine:space",))
+    assert "--space mine:space " in lut.command()
+    assert cli(f"spaces coverage mine:space {lut.spec}")[0] == 0
+    assert "is no SearchSpace but 3" in cli("collect --space mine:number")[2]
+    with pytest.raises(OpNotInLut, match=r"--space proxyless-w1\.1 ") as named:
+        compile_space(spaces.get("proxyless-w1.1", batch=2), lut)
+    assert "mine:space" not in str(named.value)
+    with pytest.raises(OpNotInLut, match=r"lutbuilder collect .*--space MODULE:NAME "):
+        compile_space(EXAMPLE, lut)
+    assert pickle.loads(pickle.dumps(spaces.get("mine:space"))).key == spaces.get("mine:space").key
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mine:number", "search space 'mine:number' is no SearchSpace but 3"),
+        ("mine:nothing", "module 'mine' has no attribute 'nothing'"),
+        ("nowhere_at_all:space", "no nowhere_at_all.py in "),
+        ("mine.py:space", "is not MODULE:NAME; write it as mine:space for a file mine.py"),
+        (":space", "is not MODULE:NAME"),
+    ],
+)
+def test_what_is_no_space_of_python_is_answered_with_why(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text("number = 3\n", encoding="utf-8")
+    status, out, err = cli(f"spaces show {name}")
+    assert (status, out) == (65, "")
+    assert says in err
 
 
 def test_failed_and_imputed_rows_are_covered_and_told_apart(cli: Cli, tmp_path: Path) -> None:
@@ -210,6 +274,15 @@ def test_variables_that_differ_in_their_number_are_put_together() -> None:
         (("m18..m21",), 49),
     ]  # fmt: skip  # one list
     assert len(widths) < 20
+
+
+def test_an_arch_is_a_line_that_shows_what_matters() -> None:
+    space = spaces.get("ofa_mbv3-r224")
+    text = arch_text(space, space.encode({**space.decode(np.zeros(len(space.sizes), int)), "d2": 4, "k8": 7}))
+    assert text.startswith("r=224 d1..d5=2,4,2,2,2 k1..k20=3,3,-,-,3,3,3,7,3,3,-,-,")
+    haq = spaces.get("haq")
+    assert arch_text(haq, haq.sample(np.random.default_rng(0), 1)[0]).count("=") == 2
+    assert arch_text(EXAMPLE, [1, 0, 1]) == "w=24 d=1 k=5"
 
 
 def test_names_in_a_row_are_joined_and_long_lists_cut() -> None:

@@ -326,6 +326,13 @@ def test_tables_without_a_common_op_are_refused():
         diff(a, a_lut([a_row(900, 1.0)]))
 
 
+def test_a_table_without_latencies_is_refused_by_its_name():
+    a, _ = tables()
+    failed = a_lut([failed_row(row.op) for row in a.rows()])
+    with pytest.raises(LutConflict, match=r"there is no latency in .* to compare; see why: lutbuilder luts show"):
+        diff(a, failed)
+
+
 def test_call_overheads_are_not_compared():
     a, b = tables()
     empty = OpSpec(kind="identity", in_channels=3, out_channels=3, height=8, width=8)

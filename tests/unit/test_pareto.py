@@ -85,6 +85,19 @@ def test_front_in_ticks_is_beaten_by_its_cost_error_at_most(
     assert 0.0 <= front.cost_error <= tick * len(space.sites) + 1e-9
 
 
+@given(priced_spaces(), st.integers(0, 2**32), st.sampled_from([0.1, 1.0, 5.0]))
+@settings(max_examples=60, deadline=None)
+def test_front_in_ticks_of_a_feasible_budget_holds_an_arch(
+    priced: tuple[SearchSpace, FunctionTable], seed: int, tick: float
+) -> None:
+    space, table = priced
+    compiled, score = compile_space(space, table), random_score(space, seed)
+    if not math.isfinite(compiled.min_over()):
+        return
+    front = pareto_front(compiled, score, budget=Budget(compiled.min_over()), tick=tick)
+    assert front.costs == pytest.approx([compiled.min_over()])
+
+
 @given(priced_spaces(), st.integers(0, 2**32), st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_best_under_a_budget_is_that_of_the_list(

@@ -203,12 +203,12 @@ def test_shapes_are_those_of_the_lowered_graph(op):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("cache", [None, "hot", "rotating", "flushed"])
+@pytest.mark.parametrize("cache", [None, "hot", "rotating", "flushed", "cold"])
 def test_a_plan_is_made_for_every_runtime_and_cache_state(runtime, cache):
     plan = make_plan(runtime, threads=2, cache=cache, instances=4, seed=7)
     assert (plan.runtime, plan.threads, plan.instances, plan.seed) == (runtime, 2, 4, 7)
     assert plan.cache == (cache or plan.cache)
-    assert (plan.train_ops > 1) == (plan.cache == "rotating")
+    assert (plan.train_ops > 1) == (plan.cache in ("rotating", "cold"))
 
 
 def test_options_given_win_over_the_runtimes_own_and_their_order_does_not_matter():

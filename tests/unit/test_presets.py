@@ -33,7 +33,7 @@ OPS = {
     "ofa_mbv3-w1.2-fine": 1257, "ofa_resnet50": 2671, "ofa_resnet50-r224": 163, "ofa_resnet50-r132": 163,
     "attentivenas": 902, "attentivenas-r192": 230, "attentivenas-r224": 230, "attentivenas-r256": 230,
     "attentivenas-r288": 230, "apq": 6567 + 2, "haq": 1858, "haq-v1": 1154, "haq-v2-free": 1984, "haq-v1-free": 1280,
-    "amc-v2": 10_411,
+    "amc-v2": 10_564, "amc-v2-relu6": 10_411,
 }  # fmt: skip  # one list
 ARCHS = {
     "fbnet": 9**16 * 8**6,
@@ -298,6 +298,15 @@ def test_pruned_mobilenet_v2_shares_the_width_of_a_residual_group() -> None:
     changed = [op for op, before in zip(space.arch_ops(narrow), space.arch_ops(full), strict=True) if op != before]
     assert [96 in (op.in_channels, op.out_channels) for op in changed] == [True] * 6  # 3 projections, 3 expansions
     assert [v.values[-1] for v in space.variables if v.name[0] == "w"] == [32, 16, 24, 32, 64, 96, 160, 320, 1280]
+
+
+def test_projections_of_pruned_mobilenet_v2_are_linear_and_the_other_form_says_so() -> None:
+    acts = {}
+    for name in ("amc-v2", "amc-v2-relu6"):
+        space = spaces.get(name)
+        full = space.arch_ops(space.encode({v.name: v.values[-1] for v in space.variables}))
+        acts[name] = {op.act for site, op in zip(space.sites, full, strict=True) if site.name.startswith("project")}
+    assert acts == {"amc-v2": {"none"}, "amc-v2-relu6": {"relu6"}}
 
 
 def test_alexnet_has_the_published_maps_and_as_many_ops_as_its_widths_give() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lutbuilder.nas.compiled import FunctionTable, compile_space
 from lutbuilder.nas.search import ByBucket, Evolution, Genome, Limit, Limits, StateFile, search
+from lutbuilder.nas.search.evolution import Schedule
 from lutbuilder.nas.search.scoring import Archive, score
 from lutbuilder_agent.errors import ShapeError, SpecError
 from tests.search_spaces import costs, more_is_better, ofa_like, quantile_of
@@ -87,6 +88,29 @@ def test_a_small_space_is_searched_to_the_end_and_its_best_arch_found():
     assert len(found.history) == len(feasible)
     assert found.scores[0] == more_is_better(feasible).max()
     assert (np.diff(found.scores) <= 0).all()
+
+
+def test_a_search_that_cannot_list_what_is_left_is_never_called_exhausted(monkeypatch):
+    monkeypatch.setattr("lutbuilder.nas.budget.LISTABLE", 0)
+    space = ofa_like(1)
+    compiled = costs(space)
+    limit = Limit(compiled=compiled, max_cost=quantile_of(compiled, 0.05))
+    n_feasible = int(limit.budget.holds(compiled.predict(every_arch(space))).sum())
+    asked: list[int] = []
+
+    def accuracy(archs):
+        asked.append(len(archs))
+        return more_is_better(archs)
+
+    found = search(limit, accuracy, Evolution(generations=30), seed=0)
+    assert not found.exhausted
+    assert (found.generations, sum(asked), min(asked) > 0) == (30, n_feasible, True)
+    assert len(found.history) == n_feasible < 150
+
+
+def test_a_schedule_says_how_archs_vary_and_which_are_kept():
+    with pytest.raises(TypeError, match="abstract"):
+        Schedule(first=1, mutated=1, crossed=1, generations=1)
 
 
 def test_a_search_finds_better_archs_than_as_many_random_ones():
@@ -204,6 +228,30 @@ search(LIMIT, accuracy, SMALL, seed=10, state=StateFile(path=Path(sys.argv[1]), 
     assert same(found, search(LIMIT, more_is_better, SMALL, seed=10))
 
 
+def test_the_state_is_written_when_seconds_are_over_and_when_anything_ends_the_search(tmp_path):
+    now = [0.0]
+    path = tmp_path / "state.npz"
+    state = StateFile(path=path, every=1000, every_s=30.0, clock=lambda: now[0])
+    seen: list[int | None] = []
+
+    def accuracy(archs):
+        seen.append(StateFile(path=path).generation())
+        now[0] += 12.0
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return more_is_better(archs)
+
+    accuracy.__module__, accuracy.__qualname__ = more_is_better.__module__, more_is_better.__qualname__
+    with pytest.raises(KeyboardInterrupt):
+        search(LIMIT, accuracy, SMALL, seed=15, state=state)
+    assert seen == [None, 0, 0, 0, 3, 3]  # 36 s after the first
+    assert state.generation() == 4  # the fifth was being scored
+    heard: list[int] = []
+    found = search(LIMIT, more_is_better, SMALL, seed=15, state=state, on_progress=lambda p: heard.append(p.generation))
+    assert heard == [4, 5, 6]
+    assert same(found, search(LIMIT, more_is_better, SMALL, seed=15))
+
+
 def test_a_finished_search_can_be_continued_for_longer(tmp_path):
     state = StateFile(path=tmp_path / "state.npz")
     longer = Evolution(first=20, parents=6, mutated=10, crossed=10, generations=11)
@@ -304,6 +352,23 @@ def test_the_archive_claims_an_arch_once_and_only_as_many_as_asked_for():
     assert archive.claim(archs, 50) == []
 
 
+def test_what_an_archive_gave_stays_as_it_was():
+    archive = Archive(OFA, 2)
+    archs = OFA.canonical(np.random.default_rng(0).integers(0, OFA.sizes, size=(100, len(OFA.sizes)))).astype(np.int8)
+    given, n = [], 0
+    for size in (1, 3, 40, 2, 50):
+        rows = archs[n : n + size]
+        archive.add(rows, np.arange(n, n + size, dtype=float), np.stack([np.full(size, n), np.full(size, -n)]) * 1.0)
+        n += size
+        given.append((n, archive.archs, archive.scores, archive.costs))
+    for length, of_archs, scores, of_costs in given:
+        assert np.array_equal(of_archs, archs[:length])
+        assert scores.tolist() == list(range(length))
+        assert of_costs.shape == (2, length)
+        assert (of_costs[0] == -of_costs[1]).all()
+    assert len(archive) == 96
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -314,6 +379,7 @@ def test_the_archive_claims_an_arch_once_and_only_as_many_as_asked_for():
         lambda: ByBucket(step=0.0),
         lambda: ByBucket(step=float("nan")),
         lambda: StateFile(path="x", every=0),
+        lambda: StateFile(path="x", every_s=float("nan")),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):

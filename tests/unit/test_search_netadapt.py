@@ -88,14 +88,17 @@ def test_a_network_within_the_limit_is_left_as_it_is():
 def test_it_killed_and_resumed_ends_the_same(tmp_path):
     how = NetAdapt(step=0.05, iterations=40)
     whole = netadapt(LIMIT, more_is_better, how)
-    state = StateFile(path=tmp_path / "state.npz", every=2)
+    state = StateFile(path=tmp_path / "state.npz", every=1000)
+    written = []
 
     def kill(progress):
+        written.append(state.generation())
         if progress.generation == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         netadapt(LIMIT, more_is_better, how, on_progress=kill, state=state)
+    assert written == [0, 1, 2, 3, 4, 5]  # every iteration: one may take hours
     found = netadapt(LIMIT, more_is_better, how, state=state)
     assert len(whole.archs) > 6
     assert np.array_equal(found.archs, whole.archs)

@@ -6,7 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from lutbuilder.nas import counting
 from lutbuilder.nas.compiled import FunctionTable, compile_space
 from lutbuilder.nas.search import LatencySampler, Limit, LimitNeverBinds
 from lutbuilder_agent.errors import Infeasible, SpecError
@@ -52,6 +54,41 @@ def test_archs_of_a_bucket_are_drawn_uniformly():
     # Bucket 2 (3.0 up to 5.0, for 2.5 rounds to the even 2) and bucket 3 (5.7 5.7) as often as their archs.
     assert set(counts) == {tuple(a) for a in every_arch(EXAMPLE)[compiled.predict(every_arch(EXAMPLE)) < 6].tolist()}
     assert min(counts.values()) > 850
+
+
+def test_within_a_bucket_every_arch_is_drawn_alike():
+    sampler = LatencySampler(LIMIT, nothing, step=STEP, k=1)
+    archs = every_arch(SPACE)
+    archs = archs[LIMIT.budget.holds(MS.predict(archs))]
+    buckets = np.rint(MS.predict(archs) / STEP).astype(int)
+    drawn = sampler.draw(np.random.default_rng(7), 40_000)
+    target = int(np.median(buckets))
+    here = {tuple(a) for a in archs[buckets == target].tolist()}
+    counts = Counter(a for a in map(tuple, drawn.tolist()) if a in here)
+    assert len(counts) == len(here) > 20
+    assert stats.chisquare(list(counts.values())).pvalue > 0.01
+
+
+def test_one_set_of_tables_serves_all_buckets(monkeypatch):
+    made = []
+    moved = counting._moved
+    monkeypatch.setattr(counting, "_moved", lambda *a, **k: made.append(1) or moved(*a, **k))
+    sampler = LatencySampler(LIMIT, nothing, step=STEP / 10)
+    sampler.draw(np.random.default_rng(0), 1)
+    n_tables = len(made)
+    assert len(sampler.buckets()) > 50
+    sampler.draw(np.random.default_rng(1), 50)
+    assert len(made) == n_tables > 0
+
+
+@pytest.mark.parametrize("step", [1.0, 2.0, 4.0])
+def test_a_limit_on_the_edge_of_a_bucket_leaves_that_one_empty_or_a_single_cost(step):
+    compiled = compile_space(EXAMPLE, EXAMPLE_TABLE)  # 3.0 3.6 4.2 4.5 5.0 5.7 5.7 7.1
+    edges = Limit(compiled=compiled, min_cost=4.5, max_cost=5.0)
+    sampler = LatencySampler(edges, nothing, step=step, targets="buckets", k=1)
+    drawn = sampler.draw(np.random.default_rng(0), 100)
+    assert {round(cost, 9) for cost in compiled.predict(drawn).tolist()} == {4.5, 5.0}
+    assert sampler.buckets() == tuple(sorted({round(4.5 / step), round(5.0 / step)}))
 
 
 def test_best_and_worst_of_k_go_either_way():

@@ -19,7 +19,6 @@ from lutbuilder import spaces
 from lutbuilder.lower import lower_network
 from lutbuilder.nas.compiled import compile_space
 from lutbuilder.op import make_divisible
-from lutbuilder.spaces import SearchSpace
 from lutbuilder.spaces.expressions import Expression
 from lutbuilder.spaces.toml_file import parse
 from lutbuilder_agent.errors import SpecError, UnknownName
@@ -96,13 +95,6 @@ def test_the_example_of_the_document_is_a_space_of_whole_networks() -> None:
     assert space.n_archs() == sum(3 * 9**d - 9 ** (d - 1) * 3 for d in (2, 3, 4))
     for arch in space.sample(np.random.default_rng(0), 5):
         assert lower_network(space.arch_ops(arch)).shapes[-1] == (1, 1000)
-
-
-def test_the_python_of_the_document_runs() -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), flags=re.M | re.S)
-    names: dict[str, Any] = {}
-    exec(compile(code, str(DOCUMENT), "exec"), names)
-    assert isinstance(names["space"], SearchSpace)
 
 
 def test_the_table_of_the_document_names_every_preset_and_variant() -> None:

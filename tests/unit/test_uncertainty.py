@@ -51,10 +51,9 @@ class Measured:
     def __contains__(self, op: object) -> bool:
         return op in self.rows
 
-    def __getitem__(self, op: OpSpec) -> Measured:
-        return self
-
     def column(self, ops: Sequence[OpSpec], name: str) -> Floats:
+        if name == "call_overhead_ms":
+            return np.full(len(ops), math.nan if self.call_overhead_ms is None else self.call_overhead_ms)
         side = {"latency_ms": 0, "latency_lo_ms": -1, "latency_hi_ms": 1}[name]
         return np.array([self.rows[op][0] + (side * self.rows[op][1] if side else 0.0) for op in ops])
 
@@ -165,7 +164,7 @@ def test_rows_without_an_interval_are_named() -> None:
     with pytest.raises(OpNotInLut, match=r"no interval of latency_ms for 2 of the 8 ops") as raised:
         compile_space(EXAMPLE, table).predict(np.array([[0, 0, 0]]), return_interval=True)
     assert conv(3, 16).label() in str(raised.value)
-    assert "assumed_half_width=0.05" in str(raised.value)
+    assert "Uncertainty.of(lut, space, assumed_half_width=0.05)" in str(raised.value)
 
 
 def test_an_assumed_width_is_relative_and_says_for_which_ops() -> None:

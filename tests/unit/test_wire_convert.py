@@ -63,8 +63,9 @@ RUNTIME_REPORTS = st.builds(
     timer_overhead_ns=st.none() | COUNTS,
     timer_quantum_ns=st.none() | COUNTS,
 )
-ROTATIONS = st.tuples(st.just("rotating"), st.integers(2, 1024)) | st.tuples(
-    st.sampled_from([cache for cache in CACHES if cache != "rotating"]), st.just(1)
+TURNS = ("rotating", "cold")
+ROTATIONS = st.tuples(st.sampled_from(TURNS), st.integers(2, 1024)) | st.tuples(
+    st.sampled_from([cache for cache in CACHES if cache not in TURNS]), st.just(1)
 )
 PLANS = st.tuples(ROTATIONS, st.integers(1, 10_000)).flatmap(
     lambda drawn: st.builds(

@@ -20,7 +20,7 @@ from lutbuilder.lower import lower, lower_network
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import MissingExtra, RuntimeUnavailable, SpecError
 from lutbuilder_agent.graph import LayerGraph
-from lutbuilder_agent.records import ArtifactRef, Lease, LeasedOp, Plan, Timing
+from lutbuilder_agent.records import ArtifactRef, Cache, Lease, LeasedOp, Plan, Timing
 from lutbuilder_agent.runtimes.simulated import true_ns
 from lutbuilder_agent.session import Agent
 from lutbuilder_agent.worker import RoundResult, Worker
@@ -68,6 +68,7 @@ class Bench:
         self,
         *,
         train_ops: int = 1,
+        cache: Cache | None = None,
         instances: int = 2,
         calls: int | None = None,
         op_timeout_ns: int = 60_000_000_000,
@@ -79,7 +80,7 @@ class Bench:
             Worker(
                 Plan(
                     runtime="simulated",
-                    cache="rotating" if train_ops > 1 else "hot",
+                    cache=cache or ("rotating" if train_ops > 1 else "hot"),
                     train_ops=train_ops,
                     instances=instances,
                     min_block_ns=60_000_000_000 if calls else 100_000,
@@ -213,6 +214,24 @@ def test_the_calls_of_a_train_take_turns_and_a_solo_op_has_a_block_of_its_own(be
         end_ns = alone.start_ns + sum(alone.samples_ns)
         assert all(end <= alone.start_ns or start >= end_ns for start, end in spans), "a solo op overlaps nothing"
         assert sorted(t.order for t in (*seen.values(), alone)) == [0, 1, 2, 3, 4]
+
+
+def test_networks_take_turns_with_each_other_where_the_cache_is_to_be_cold(bench: Bench) -> None:
+    worker = bench.worker(train_ops=2, cache="cold", noise_sigma="0")
+    graphs = [
+        lower_network([OpSpec(kind="conv", in_channels=4, out_channels=4, height=n, width=n, kernel=3)] * 2)
+        for n in range(8, 13)
+    ]
+    networks = [bench.leased(f"net{n}", graph.to_bytes(), solo=True) for n, graph in enumerate(graphs)]
+    worker.prepare([*(bench.ready(n) for n in (1, 2)), *networks])
+    for number in range(3):
+        spans = {t.op_id: (t.start_ns, t.start_ns + sum(t.samples_ns)) for t in worker.run_round(number).timings}
+        beside = {
+            one: {other for other, (start, end) in spans.items() if start < spans[one][1] and spans[one][0] < end}
+            for one in spans
+        }
+        assert sorted(len(beside[f"net{n}"]) for n in range(5)) == [2, 2, 3, 3, 3], "five networks, in two trains"
+        assert {op_id for n in range(5) for op_id in beside[f"net{n}"]} == {f"net{n}" for n in range(5)}
 
 
 def test_a_dropped_op_leaves_the_rotation_and_unknown_ones_are_ignored(bench: Bench) -> None:

@@ -12,6 +12,7 @@ class Cache(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_HOT: _ClassVar[Cache]
     CACHE_ROTATING: _ClassVar[Cache]
     CACHE_FLUSHED: _ClassVar[Cache]
+    CACHE_COLD: _ClassVar[Cache]
 
 class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +35,7 @@ CACHE_UNSPECIFIED: Cache
 CACHE_HOT: Cache
 CACHE_ROTATING: Cache
 CACHE_FLUSHED: Cache
+CACHE_COLD: Cache
 FORMAT_UNSPECIFIED: Format
 FORMAT_ONNX: Format
 FORMAT_TFLITE: Format

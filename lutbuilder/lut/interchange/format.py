@@ -105,7 +105,8 @@ class Page:
         more = f" and {len(ops) - _LISTED} more" if len(ops) > _LISTED else ""
         return OpNotInLut(
             f"{self.lut.name}@{self.lut.version} has no {self.column} of the evidence asked for, of {len(ops)} ops: "
-            f"{named}{more}. Collect them, or ask for more evidence: --evidence measured,imported"
+            f"{named}{more}. Write what is not measured, too: --evidence measured,imported; or measure them: "
+            f"{self.lut.command(space=None if self.space is None else self.space.name)}"
         )
 
     def _value(self, row: Row) -> float | None:

@@ -120,7 +120,7 @@ def _write(page: Page) -> Written:
 
 HAQ_NPY = Format(
     name="haq-npy",
-    summary="HAQ, .npy of integers [layers, 8, 8]: cycles of the batch by bits; needs --preset for its layers",
+    summary="HAQ, .npy of integers [layers, 8, 8]: cycles of the batch by bits; layers of --preset, haq by default",
     read=_read,
     write=_write,
     options=("preset", "batch", "clock_mhz"),

@@ -99,7 +99,7 @@ def import_tables(
                 runtime=target.runtime,
                 threads=target.threads,
                 cache=target.cache,
-                train_ops=2 if target.cache == "rotating" else 1,
+                train_ops=2 if target.cache in ("rotating", "cold") else 1,
             ),
             tool_version=tool_version,
             created=created,

@@ -9,6 +9,7 @@ Sources: Wang et al., HAQ, CVPR 2019, section 3; He et al., AMC, ECCV 2018, sect
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +24,6 @@ from lutbuilder.nas.pareto import best_under
 from lutbuilder.nas.search.genes import Archs, encoding_dtype
 from lutbuilder.nas.search.limits import Limit, Limits
 from lutbuilder.nas.search.state import Identity
-from lutbuilder.spaces import SearchSpace
 from lutbuilder_agent.errors import ShapeError, SpecError
 
 
@@ -67,19 +67,45 @@ def rollout(environment: Environment, actions: Floats) -> Archs:
     return environment.finish(archs)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Bounded(ABC):
+    """A limit, and bounds on what may be chosen for each variable."""
+
+    limit: Limit
+
+    @property
+    @abstractmethod
+    def _allowed(self) -> tuple[NDArray[np.bool_], ...]:
+        """Which values of each variable lie within the bounds."""
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The limit over archs that lie within the bounds."""
+        return Limits.of(replace(self.limit, compiled=only(self.limit.compiled, self._allowed)))
+
+    @property
+    def n_steps(self) -> int:
+        """One step a variable."""
+        return len(self._values)
+
+    @cached_property
+    def _values(self) -> tuple[NDArray[np.intp], ...]:
+        return tuple(np.array(variable.values, dtype=np.intp) for variable in self.limit.compiled.space.variables)
+
+
 # --- Bits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BitEnvironment:
+class BitEnvironment(_Bounded):
     """HAQ's: each step chooses the bits of one variable, and archs over budget then lose bits layer by layer.
 
     The variables of the space are bit widths in execution order, a layer's weights before its activations. Chosen bits
-    lie in [low, high]; a variable with a single value (HAQ's first and last layer) keeps it. Raises Infeasible, naming
-    the lowest cost, if even the cheapest such arch is over the limit, and SpecError for values that are no bits.
+    lie in [low, high], by default those of HAQ's released search; a variable with a single value (HAQ's first and last
+    layer) keeps it. Raises Infeasible, naming the lowest cost, if even the cheapest such arch is over the limit, and
+    SpecError for values that are no bits.
     """
 
-    limit: Limit
     low: int = 2
     high: int = 8
 
@@ -98,20 +124,10 @@ class BitEnvironment:
                 )
         self.limits.warn_if_loose()
 
-    @cached_property
-    def limits(self) -> Limits:
-        """The limit over archs whose bits lie in [low, high]."""
-        return Limits.of(replace(self.limit, compiled=only(self.limit.compiled, self._allowed)))
-
     @property
     def identity(self) -> Identity:
         """See Environment."""
         return {"fewest bits": self.low, "most bits": self.high, **self.limits.identity}
-
-    @property
-    def n_steps(self) -> int:
-        """One step a variable."""
-        return len(self._values)
 
     def bits(self, actions: Floats) -> NDArray[np.intp]:
         """Return bits for actions of any shape: round(low - 0.5 + action * (high - low + 1)), kept in [low, high]."""
@@ -154,12 +170,7 @@ class BitEnvironment:
         return best_under(limit.compiled, score, limit.budget).arch.astype(encoding_dtype(self.limits.space))
 
     @cached_property
-    def _values(self) -> tuple[NDArray[np.intp], ...]:
-        return _numbers(self.limit.compiled.space)
-
-    @cached_property
     def _allowed(self) -> tuple[NDArray[np.bool_], ...]:
-        """Which values of each variable may be chosen."""
         return tuple(
             (values >= self.low) & (values <= self.high) if len(values) > 1 else np.ones(1, dtype=np.bool_)
             for values in self._values
@@ -175,16 +186,16 @@ def haq_reward(accuracy: Any, before: float) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ChannelEnvironment:
+class ChannelEnvironment(_Bounded):
     """AMC's: each step chooses a layer's width, never one that no completion of the arch could pay for.
 
     The variables of the space are widths in execution order. An action is the share of the full width to keep, brought
-    into [low, high] and rounded to the nearest width of the variable. Of the widths with which some completion keeps
-    the limit the widest not above it is taken, or the narrowest there is. Raises Infeasible, naming the lowest cost,
-    if no arch within the bounds keeps the limit: a lower bound never overrides the budget.
+    into [low, high], by default those of AMC's released search, and rounded to the nearest width of the variable. Of
+    the widths with which some completion keeps the limit the widest not above it is taken, or the narrowest there is.
+    Raises Infeasible, naming the lowest cost, if no arch within the bounds keeps the limit: a lower bound never
+    overrides the budget.
     """
 
-    limit: Limit
     low: float = 0.2
     high: float = 1.0
 
@@ -196,20 +207,10 @@ class ChannelEnvironment:
         _check(self.limit, what="width")
         self.limits.warn_if_loose()
 
-    @cached_property
-    def limits(self) -> Limits:
-        """The limit over archs whose widths lie within the bounds."""
-        return Limits.of(replace(self.limit, compiled=only(self.limit.compiled, self._allowed)))
-
     @property
     def identity(self) -> Identity:
         """See Environment."""
         return {"least share": self.low, "largest share": self.high, **self.limits.identity}
-
-    @property
-    def n_steps(self) -> int:
-        """One step a variable."""
-        return len(self._values)
 
     def affordable(self, prefix: Archs) -> NDArray[np.bool_]:
         """Return with which widths of the next variable a completion keeps the limit, shape (N, n_values).
@@ -245,10 +246,6 @@ class ChannelEnvironment:
         """
         over = ~self.limits.kept(self.limits.costs(archs))
         return np.where(over[:, None], self.limits.cheapest, archs)
-
-    @cached_property
-    def _values(self) -> tuple[NDArray[np.intp], ...]:
-        return _numbers(self.limit.compiled.space)
 
     @cached_property
     def _allowed(self) -> tuple[NDArray[np.bool_], ...]:
@@ -302,10 +299,6 @@ def _check(limit: Limit, *, what: str) -> None:
                 f"variable {variable.name!r} of {space.name!r} is no {what}: whole numbers from 1, the smallest first; "
                 f"got {variable.values}"
             )
-
-
-def _numbers(space: SearchSpace) -> tuple[NDArray[np.intp], ...]:
-    return tuple(np.array(variable.values, dtype=np.intp) for variable in space.variables)
 
 
 def _check_actions(actions: Floats) -> None:

@@ -9,6 +9,7 @@ al., AlphaNet, ICML 2021.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutbuilder.nas.compiled import Floats
+from lutbuilder.nas.pareto import undominated
 from lutbuilder.nas.search.genes import Archs, Genome
 from lutbuilder.nas.search.limits import Limit, Limits, as_limits
 from lutbuilder.nas.search.loop import OnProgress, Progress, drive
@@ -33,10 +35,10 @@ _CROSSED, _MUTATED = 0, 1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SearchResult:
-    """What a search found, best first: encodings (n, n_variables), scores (n,), and costs (n_limits, n).
+    """What a search found: encodings (n, n_variables), scores (n,), and costs (n_limits, n).
 
-    `history` holds every arch that was scored. `exhausted`: the search ended early, for no feasible arch was left
-    to be found.
+    In the order of its schedule: of Evolution best first, of ByBucket the cheapest bucket first. `history` holds every
+    arch that was scored. `exhausted`: the search ended early, for every feasible arch was scored.
     """
 
     space: SearchSpace
@@ -49,14 +51,11 @@ class SearchResult:
 
     def front(self) -> NDArray[np.intp]:
         """Return the rows no other row beats in both score and first cost, cheapest first."""
-        order = np.lexsort((-self.scores, self.costs[0]))
-        best = np.maximum.accumulate(self.scores[order])
-        beaten = np.concatenate([[False], best[1:] <= best[:-1]])[: len(order)]
-        return np.asarray(order[~beaten])
+        return np.asarray(undominated(self.costs[0], self.scores), dtype=np.intp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
+class Schedule(ABC):
     """How many archs a search begins with and breeds a generation; `keep` says which become parents."""
 
     first: int
@@ -71,13 +70,13 @@ class Schedule:
                 f"{self.mutated} mutated, {self.crossed} crossed, {self.generations} generations"
             )
 
+    @abstractmethod
     def genome(self, space: SearchSpace) -> Genome:
         """Return how archs of `space` vary unless the caller says otherwise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keep(self, scores: Floats, costs: Floats) -> NDArray[np.intp]:
-        """Return which of the archs with these scores (n,) and first costs (n,) become parents, best first."""
-        raise NotImplementedError
+        """Return which of the archs with these scores (n,) and first costs (n,) become parents, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +111,7 @@ class Evolution(Schedule):
         return Genome.of(space)
 
     def keep(self, scores: Floats, costs: Floats) -> NDArray[np.intp]:
-        """Return the best `parents`."""
+        """Return the best `parents`, best first."""
         return np.lexsort((costs, -scores))[: self.parents]
 
 
@@ -228,11 +227,15 @@ class _Run:
         self._take_in(drawn, self._limits.costs(drawn))
 
     def step(self) -> bool:
-        """Breed, score and select once; return False if there was no new arch to be found."""
+        """Breed, score and select once; return False if every feasible arch was scored.
+
+        Of a set too large to list, children and draws may all have been met: then the generation has none.
+        """
         archs, costs = self._children()
-        if not len(archs):
+        if len(archs):
+            self._take_in(archs, costs)
+        elif self._limits.feasible.listed is not None:
             return False
-        self._take_in(archs, costs)
         self.generation += 1
         return True
 
@@ -266,7 +269,7 @@ class _Run:
                 "archs": everything.archs,
                 "scores": everything.scores,
                 "costs": everything.costs,
-                "yield": self._yield,
+                "yield": self._yield.copy(),
             },
         )
 
@@ -330,7 +333,7 @@ class _Run:
         return n_crossed, math.ceil((missing - expected) * rate)
 
     def _drawn(self, n: int) -> Archs:
-        """Return at most `n` archs of the whole feasible set that were never met: none are left if it is small."""
+        """Return at most `n` archs of the whole feasible set that were never met: all there are if it can be listed."""
         listed = self._limits.listed() if len(self._archive) else None
         drawn = self._limits.sample(self._rng, n) if listed is None else self._rng.permutation(listed)
         return drawn[self._archive.claim(drawn, n)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -61,13 +62,12 @@ class Run(Protocol):
 def drive(run: Run, *, generations: int, on_progress: OnProgress | None, state: StateFile | None) -> bool:
     """Bring `run` to `generations`, from `state` if that holds it; return False if it ended before.
 
-    Raises SpecError for a state file that is damaged, of another search, or further than `generations`.
+    Raises SpecError for a state file that is damaged, of another search, or further than `generations`. However it
+    ends, the state file holds the last generation that was done.
     """
     saved = state.read(run.identity) if state else None
     if saved is None:
         run.begin()
-        if state:
-            state.write(run.identity, run.saved())
     elif saved.generation > generations:
         raise SpecError(
             f"the state file is of generation {saved.generation}, the search is to end at {generations}: ask for as "
@@ -75,13 +75,24 @@ def drive(run: Run, *, generations: int, on_progress: OnProgress | None, state: 
         )
     else:
         run.restore(saved)
-    if on_progress:
-        on_progress(run.progress(generations))
+    written_s = -math.inf if saved is None else state.clock() if state else 0.0
+    unwritten = run.saved() if state and saved is None else None
     alive = True
-    while run.generation < generations and alive:
-        alive = run.step()
-        if on_progress and alive:
-            on_progress(run.progress(generations))
-        if state and (run.generation % state.every == 0 or run.generation == generations or not alive):
-            state.write(run.identity, run.saved())
-    return alive
+    try:
+        while True:
+            ended = run.generation >= generations or not alive
+            if state and unwritten and (ended or state.due(run.generation, since_s=written_s)):
+                whole, unwritten = unwritten, None  # what cannot be written is not tried twice
+                state.write(run.identity, whole)
+                written_s = state.clock()
+            if on_progress and alive:
+                on_progress(run.progress(generations))
+            if ended:
+                return alive
+            alive = run.step()
+            if state:
+                unwritten = run.saved()
+    except BaseException:  # Ctrl-C above all, but whatever ends it: the last generation that was done is kept
+        if state and unwritten:
+            state.write(run.identity, unwritten)
+        raise

@@ -6,7 +6,7 @@ Source: Yang et al., NetAdapt, ECCV 2018, algorithm 1; its released scripts for 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -66,7 +66,8 @@ def netadapt(
     An iteration makes, for every variable alone, the largest smaller value its own that saves the step, and keeps the
     proposal with the best `accuracy`, which is asked about all of them at once and may tune each for a while; of equal
     ones the cheapest. The last step is as small as the limit asks for. Values of a variable are numbers, the smallest
-    first. Raises Infeasible, naming the lowest cost, if no arch keeps the limit; else as `search`.
+    first. The state is written after every iteration. Raises Infeasible, naming the lowest cost, if no arch keeps the
+    limit; else as `search`.
     """
     how = NetAdapt() if how is None else how
     limits = Limits.of(limit)
@@ -78,6 +79,8 @@ def netadapt(
     largest = [size - 1 for size in limits.space.sizes]
     first = limits.space.canonical(np.asarray(largest if start is None else start, dtype=np.int64)[None])
     run = _Run(limits, accuracy, how, first.astype(encoding_dtype(limits.space)))
+    if state:
+        state = replace(state, every=1)  # an iteration may tune a network for each layer
     drive(run, generations=how.iterations, on_progress=on_progress, state=state)
     return run.trajectory()
 

@@ -45,13 +45,14 @@ def score(accuracy: Accuracy, archs: Archs) -> Floats:
 class Archive:
     """Every arch a search has scored, in the order it did, with score and costs. An arch is scored once.
 
-    Not safe from several threads.
+    What it gives are views of what was there at that moment; nothing that was added ever changes. Not safe from
+    several threads.
     """
 
     def __init__(self, space: SearchSpace, n_limits: int) -> None:
-        self._archs: list[Archs] = [np.empty((0, len(space.sizes)), dtype=encoding_dtype(space))]
-        self._scores: list[Floats] = [np.empty(0)]
-        self._costs: list[Floats] = [np.empty((n_limits, 0))]
+        self._archs: Archs = np.empty((0, len(space.sizes)), dtype=encoding_dtype(space))
+        self._scores: Floats = np.empty(0)
+        self._costs: Floats = np.empty((0, n_limits))
         self._met: set[bytes] = set()
         self._n = 0
 
@@ -61,17 +62,18 @@ class Archive:
     @property
     def archs(self) -> Archs:
         """Encodings, shape (n, n_variables)."""
-        return np.concatenate(self._archs)
+        return self._archs[: self._n]
 
     @property
     def scores(self) -> Floats:
         """What the accuracy function said, shape (n,)."""
-        return np.concatenate(self._scores)
+        return self._scores[: self._n]
 
     @property
     def costs(self) -> Floats:
         """Predicted costs, shape (n_limits, n)."""
-        return np.concatenate(self._costs, axis=1)
+        costs: Floats = self._costs[: self._n].T
+        return costs
 
     def claim(self, archs: Archs, at_most: int) -> list[int]:
         """Return the rows of the first `at_most` archs that were never met before, and count those as met."""
@@ -89,10 +91,15 @@ class Archive:
 
     def add(self, archs: Archs, scores: Floats, costs: Floats) -> None:
         """Keep archs that were claimed; shapes (n, n_variables), (n,), (n_limits, n)."""
-        self._archs.append(archs)
-        self._scores.append(scores)
-        self._costs.append(costs)
-        self._n += len(archs)
+        start, self._n = self._n, self._n + len(archs)
+        if self._n > len(self._archs):  # twice as long each time, so that adding takes as long as what is added
+            spare = max(self._n, 2 * start) - start
+            self._archs = np.concatenate([self._archs[:start], np.empty((spare, archs.shape[1]), self._archs.dtype)])
+            self._scores = np.concatenate([self._scores[:start], np.empty(spare)])
+            self._costs = np.concatenate([self._costs[:start], np.empty((spare, len(costs)))])
+        self._archs[start : self._n] = archs
+        self._scores[start : self._n] = scores
+        self._costs[start : self._n] = costs.T
 
     def restore(self, archs: Archs, scores: Floats, costs: Floats) -> None:
         """Take back what a state file kept."""

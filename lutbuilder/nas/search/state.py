@@ -10,9 +10,10 @@ import hashlib
 import io
 import json
 import os
+import time
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,27 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateFile:
-    """Where a search keeps itself, every so many generations. A search that finds its own state there continues it."""
+    """Where a search keeps itself: every so many generations, or seconds if those are over first, and when it ends.
+
+    It ends by an exception too (Ctrl-C, a user's function that raises); a process that is killed loses what it did
+    since the last writing. A search that finds its own state there continues it. `clock` gives seconds.
+    """
 
     path: Path
     every: int = 10
+    every_s: float = 30.0
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise SpecError(f"a state is written every 1 or more generations, got {self.every}")
+        if self.every < 1 or not self.every_s >= 0:
+            raise SpecError(
+                f"a state is written every 1 or more generations, and after 0 or more seconds; got {self.every}, "
+                f"{self.every_s:g} s"
+            )
+
+    def due(self, generation: int, *, since_s: float) -> bool:
+        """Say whether the state after `generation` is to be written, the last one having been so at `since_s`."""
+        return generation % self.every == 0 or self.clock() - since_s >= self.every_s
 
     def read(self, identity: Identity) -> Saved | None:
         """Return the state, None if there is no file yet.
@@ -80,6 +94,14 @@ class StateFile:
                     f"{identity.get(name)!r}. Name another file, or remove this one to start anew"
                 )
         return saved
+
+    def generation(self) -> int | None:
+        """Return the generation the file holds, of whatever search; None if there is no file or it cannot be read."""
+        try:
+            with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as archive:
+                return int(json.loads(archive[_TEXT].tobytes())["generation"])
+        except (OSError, *_DAMAGE):
+            return None
 
     def write(self, identity: Identity, saved: Saved) -> None:
         """Replace the file in one step. Raises SpecError if it cannot be written; the state before stays then."""
