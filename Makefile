@@ -46,7 +46,7 @@ protos: $(PROTOS)/.ready ## regenerate the wire code from protos/
 	$(PROTOS)/bin/python tools/make_protos.py
 
 clean: ## remove everything that was made here, tables excepted
-	rm -rf $(VENV) $(PROTOS) $(NODE) .venv-ofa .venv-pymoo build dist *.egg-info agents/*.egg-info agents/build
+	rm -rf $(VENV) $(PROTOS) $(NODE) .venv-ofa .venv-ray .venv-pymoo build dist *.egg-info agents/*.egg-info agents/build
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/.made:

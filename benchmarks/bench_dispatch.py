@@ -2,10 +2,10 @@
 
     python benchmarks/bench_dispatch.py [--batches 300] [--plaintext] [--json]
 
-A real coordinator process, a real `lutbuilder-agent run` and its workers, on loopback with mutual TLS, on the simulated
-device. Every batch has one round, so every round is the last of its lease, and every batch has artifacts of its own. The
-clocks are read inside the workers: when the last visit of a batch was over, and when the next worker, told what to load,
-calls for its runtime. Printed are the median and the 99th percentile; the goals are 2 and 20 ms.
+A real coordinator process, a real `lutbuilder-agent run` and its workers, on loopback with mutual TLS, on the
+simulated device. Every batch has one round, so every round is the last of its lease, and artifacts of its own. The
+clocks are read inside the workers: when the last visit of a batch was over, and when the next worker, told what to
+load, calls for its runtime. Printed are the median and the 99th percentile; the goals are 2 and 20 ms.
 
 For comparison the same campaign is measured by an agent that may not ask ahead.
 """
@@ -31,7 +31,7 @@ OPS = 4
 _PATIENCE_S = 300.0
 
 # Runs in every process of the agent, before anything else: notes both moments, nothing more.
-PROBE = '''
+PROBE = """
 import os, time
 
 def _install():
@@ -61,15 +61,15 @@ def _install():
     runtimes.load, worker._Bench.run_round, worker._Bench._visit = probed_load, probed_round, probed_visit
 
 _install()
-'''
-OLD_AGENT = '''
+"""
+OLD_AGENT = """
 import sys
 from lutbuilder_agent import records
 records.PROTOCOL_VERSION = 1
 records.AgentHello.__init__.__kwdefaults__["protocol_max"] = 1
 from lutbuilder_agent.cli import main
 sys.exit(main())
-'''
+"""
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -173,11 +173,11 @@ def gaps_ms(batches: int, folder: Path, *, tls: bool, ahead: bool) -> list[float
             words = [sys.executable, "-m", "lutbuilder_agent", *joining[1:], "--name", "bench"]
             subprocess.run(words, env=environment(folder), check=True, stdout=subprocess.DEVNULL)
         address = coordinator.stdout.readline().strip()
+        options = ["--name", "bench", "--runtimes", "simulated", "--exit-when-idle"]
         command = ["-m", "lutbuilder_agent"] if ahead else ["-c", OLD_AGENT]
         with (folder / "agent.log").open("w") as log:
             agent = subprocess.Popen(
-                [sys.executable, *command, "run", "--coordinator", address, "--name", "bench"]
-                + ["--runtimes", "simulated", "--exit-when-idle", "--die-with-parent", str(os.getpid())],
+                [sys.executable, *command, "run", "--coordinator", address, *options],
                 env=environment(folder, LUTBUILDER_BENCH_GAPS=str(folder / "gaps")),
                 stderr=log,
             )

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_idle.py [--seconds 95] [--plaintext] [--json]
 
-A real `lutbuilder-agent run` waits for work at a coordinator that has none, over a TCP proxy on loopback. Counted is what
-passes in both directions, TLS records included, the headers of TCP and IP not: from ten seconds after the agent has
-registered, for three long-polls of 30 s. The goal is 100 B/s. Joining, registering and the handshake are shown apart.
+A real `lutbuilder-agent run` waits for work at a coordinator that has none, over a TCP proxy on loopback. Counted is
+what passes in both directions, TLS records included, the headers of TCP and IP not: from ten seconds after the agent
+has registered, for three long-polls of 30 s. The goal is 100 B/s. Registering and the handshake are shown apart.
 """
 
 from __future__ import annotations

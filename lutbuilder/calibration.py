@@ -158,7 +158,9 @@ def _transfer(request: CalibrateRequest, on_progress: OnProgress, opening: Openi
             f"class only. Measure the ops: {_collect(request, space, here)}"
         )
     listen = request.listen or ("127.0.0.1:0" if device.local else "127.0.0.1:7070")
-    with opening.host(device, here.runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress) as host:
+    with opening.host(
+        device, here.runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress
+    ) as host:
         agent = host.find_agent(device, here.runtime, wait_s=request.wait_s)
         target = Target(
             device=silicon(agent.fingerprint, here.runtime, dict(made_like.options)),

@@ -225,7 +225,7 @@ class FakeWorker:
     rounds: list[int] = field(default_factory=list)
     retired: int = 0
     closed: int = 0
-    reached: Reached = Reached()
+    reached: Reached = field(default_factory=Reached)
 
     def begin(self, ops: Sequence[tuple[LeasedOp, Path]]) -> None:
         failed = {failure.op_id for failure in self.prepare_failures}

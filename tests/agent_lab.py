@@ -1,4 +1,4 @@
-"""A lab on this machine: one campaign of simulated ops, a coordinator behind gRPC, real `lutbuilder-agent` processes."""
+"""A lab on this machine: one campaign of simulated ops, a coordinator behind gRPC, real agents in processes."""
 
 from __future__ import annotations
 

@@ -105,8 +105,9 @@ class World:
 class Process:
     """A process of an agent: a thread that runs only between `wake` and its next pause."""
 
-    def __init__(self, world: World, name: str, main: Callable[[Process], object]) -> None:
+    def __init__(self, world: World, name: str, spool: Path, main: Callable[[Process], object]) -> None:
         self.name = name
+        self.spool = spool
         self.killed = False
         self.ended = False
         self.error: Exception | None = None
@@ -539,8 +540,9 @@ class Fleet:
         for node in self.members:
             node.die()
 
-    def start(self, desk: Desk, *, spool: str = "spool") -> Process:
-        """Start an agent's process; one of a name may run already."""
+    def start(self, desk: Desk, *, place: str = "here") -> Process:
+        """Start an agent's process; one of its name may run already, in another place."""
+        folder = self.folder / desk.name / place
         ids = self.ids(f"{desk.name}-{next(self._starts)}")
         jitter = random.Random(f"{self.seed}-{desk.name}-{len(self.processes)}")
 
@@ -549,8 +551,8 @@ class Fleet:
                 lambda: self.connect(process),
                 name=desk.name,
                 clock_domain=desk.domain,
-                cache_dir=self.folder / desk.name / "cache",
-                spool_dir=self.folder / desk.name / spool,
+                cache_dir=folder / "cache",
+                spool_dir=folder / "spool",
                 fingerprint=desk.fingerprint,
                 runtimes=RUNTIMES,
                 worker_factory=lambda plan: VirtualWorker(self, process, plan),
@@ -561,7 +563,7 @@ class Fleet:
                 new_id=lambda: next(ids),
             ).run()
 
-        process = Process(self.world, desk.name, main)
+        process = Process(self.world, desk.name, folder / "spool", main)
         self.processes.append(process)
         return process
 
@@ -592,8 +594,8 @@ class Fleet:
         return over
 
     def is_over(self) -> bool:
-        """Return whether all campaigns have ended and no spool holds a round."""
-        spools = (self.folder / desk.name / "spool" for desk in self.desks)
+        """Return whether all campaigns have ended and no running agent's spool holds a round."""
+        spools = (process.spool for process in self.processes if not process.ended)
         return not self.store.campaigns(active=True) and not any(list(spool.glob("*.report")) for spool in spools)
 
     # --- what chance decides

@@ -1,4 +1,4 @@
-"""`lutbuilder-agent run|join|doctor`: parse, call one function, print. argparse only: a phone installs nothing for it."""
+"""`lutbuilder-agent run|join|doctor`: parse, call one function, print. argparse only: nothing to install for it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", type=_name, help="this agent's name, the same at every start (default: host and device)")
     run.add_argument("--cache-dir", type=Path, metavar="FOLDER", help="artifacts, this agent's alone")
     run.add_argument(
-        "--cache-quota", type=_size, metavar="SIZE", default=DEFAULT_QUOTA_BYTES, help="its most, e.g. 500M (default: 2G)"
+        "--cache-quota",
+        type=_size,
+        metavar="SIZE",
+        default=DEFAULT_QUOTA_BYTES,
+        help="its most, e.g. 500M (default: 2G)",
     )
     run.add_argument("--spool-dir", type=Path, metavar="FOLDER", help="rounds not acknowledged yet, this agent's alone")
     run.add_argument(
@@ -117,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     # has to live as long as the agent is wanted: the kernel takes the end of that thread for the end of the parent.
     run.add_argument("--die-with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
 
-    join = commands.add_parser(
-        "join", help="become known to a coordinator", epilog=_JOIN_EXAMPLES, formatter_class=raw
-    )
+    join = commands.add_parser("join", help="become known to a coordinator", epilog=_JOIN_EXAMPLES, formatter_class=raw)
     join.add_argument("address", type=_address, metavar="HOST:PORT", help="where it lets agents join")
     join.add_argument("--token", required=True, help="good for a short time, for so many agents; -: read it from stdin")
     join.add_argument("--ca", required=True, metavar="sha256:HEX", help="which coordinator it has to be")

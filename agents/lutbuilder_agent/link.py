@@ -44,7 +44,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long to wait for others, and with what: clock, pauses and randomness as functions, so that tests need none."""
+    """How long to wait for others, and with what: clock, pauses and randomness are functions, so tests need none."""
 
     backoff: Backoff
     give_up_after_s: float | None
@@ -58,7 +58,7 @@ class Patience:
 
 
 class Link:
-    """One connection at a time. Errors that waiting does not heal (a revoked certificate, say) pass straight through."""
+    """One connection at a time. Errors that waiting does not heal (say a revoked certificate) pass straight through."""
 
     def __init__(self, client_factory: Callable[[], Client], patience: Patience) -> None:
         self._client_factory = client_factory

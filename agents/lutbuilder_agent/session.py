@@ -33,6 +33,7 @@ log = logging.getLogger("lutbuilder_agent")
 
 _EXIT_WAIT_S = 0.2  # how long an agent that ends when idle waits for work before it believes there is none
 _LOG_EVERY_S = 60.0
+_BACKOFF = Backoff()  # frozen: every agent may share this one
 
 
 class Agent:
@@ -58,7 +59,7 @@ class Agent:
         worker_factory: Callable[[Plan], Rounds] | None = None,
         exit_when_idle: bool = False,
         give_up_after_s: float | None = None,
-        backoff: Backoff = Backoff(),  # frozen: every agent may share this one
+        backoff: Backoff = _BACKOFF,
         read_conditions: Callable[[], Conditions] = conditions,
         clock_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -169,9 +170,9 @@ class Agent:
             self._delivery.deliver(wait=False)
             full = self._delivery.lacks_room()
             now_s = self._patience.clock_s()
-            if full and self._patience.give_up_after_s is not None:
-                if now_s - since_s >= self._patience.give_up_after_s:
-                    raise StoreError(f"{full} (gave up after {now_s - since_s:.0f} s)")
+            give_up_after_s = self._patience.give_up_after_s
+            if full and give_up_after_s is not None and now_s - since_s >= give_up_after_s:
+                raise StoreError(f"{full} (gave up after {now_s - since_s:.0f} s)")
             if full and now_s - logged_s >= _LOG_EVERY_S:
                 logged_s = now_s
                 log.error("still nothing is measured: %s", full)

@@ -6,7 +6,9 @@ the job goes on, and the same command, or `lutbuilder jobs attach`, watches it a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -210,23 +212,31 @@ class Remote:
 
         first = self._piece(name, version, part, 0)
         path = self.luts / key(name, version, part)
-        try:
-            there = hashlib.sha256(read_place(path)).hexdigest()
-        except LutNotFound:
-            pass
-        else:
+
+        def is_there() -> bool:
+            try:
+                there = hashlib.sha256(read_place(path)).hexdigest()
+            except LutNotFound:
+                return False
             if there != first.sha256:
                 raise LutConflict(
                     f"{path} is another table than the coordinator's {name}@{version}: keep the coordinator's tables "
                     "in a folder of their own, --luts DIR. Nothing is lost: the same command fetches it again"
                 )
+            return True
+
+        if is_there():
             return path
         partial = _partial(path, first.sha256)
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # another command of this user may be fetching it, too
+                if is_there():
+                    return path
                 if file.tell() > first.size_bytes:
                     file.truncate(0)
+                file.seek(0, os.SEEK_END)
                 while (offset := file.tell()) < first.size_bytes:
                     piece = first if offset == 0 else self._piece(name, version, part, offset)
                     if piece.sha256 != first.sha256 or piece.offset != offset or not piece.chunk:
@@ -234,14 +244,16 @@ class Remote:
                             f"{name}@{version} changed while it was downloaded: type the command again"
                         )
                     file.write(piece.chunk)
-            raw = partial.read_bytes()
-            if hashlib.sha256(raw).hexdigest() != first.sha256:
-                partial.unlink()
-                raise ArtifactCorrupt(
-                    f"what came of {name}@{version} is not what was sent (its sha256 differs): type the command again"
-                )
-            keep_bytes(raw, name, version, part, folder=self.luts)
-            partial.unlink(missing_ok=True)
+                file.flush()
+                raw = partial.read_bytes()
+                if hashlib.sha256(raw).hexdigest() != first.sha256:
+                    partial.unlink()
+                    raise ArtifactCorrupt(
+                        f"what came of {name}@{version} is not what was sent (its sha256 differs): type the command "
+                        "again"
+                    )
+                keep_bytes(raw, name, version, part, folder=self.luts)
+                partial.unlink(missing_ok=True)
         except OSError as error:
             raise LutNotWritable(
                 f"cannot write {path}: {error.strerror or error}; choose another folder: --luts DIR. The table is kept "

@@ -1,4 +1,4 @@
-"""`lutbuilder-agent` and mutual TLS: it joins with one line, works, and says in one line what is wrong, once for all."""
+"""`lutbuilder-agent` and mutual TLS: it joins with one line, works, and says in one line what is wrong."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ def test_an_agent_that_is_revoked_while_it_waits_for_work_does_not_go_on_for_eve
     assert "was revoked (retired)" in line
 
 
-def test_an_agent_under_another_name_than_its_certificates_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_under_another_name_than_its_certificates_is_refused(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     identity = lab.join()
     keeper = trust.Keeper(identity)
     monkeypatch.setattr(trust, "approach", lambda *_, **__: keeper)

@@ -14,6 +14,7 @@ from lutbuilder_agent.errors import StoreError
 from lutbuilder_agent.records import Report
 from tests.agent_lab import PATIENCE_S, Lab, children_of, is_gone, threads_of, wait_for
 
+
 def test_an_agent_measures_a_campaign_to_its_end_and_ends_when_idle(lab: Callable[..., Lab]) -> None:
     here = lab(rounds=4)
     agent = here.start_agent("--exit-when-idle")

@@ -8,13 +8,14 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lutbuilder_agent.delivery import split_report
 from lutbuilder_agent.errors import (
     LutbuilderError,
     ProtocolMismatch,
@@ -26,17 +27,11 @@ from lutbuilder_agent.errors import (
     UnknownSession,
     Unreachable,
 )
-from lutbuilder_agent.records import Conditions, Failure, LeasedOp, Plan, Report, ReportAck
-from lutbuilder_agent.delivery import split_report
 from lutbuilder_agent.link import Backoff
-from lutbuilder_agent.session import Agent
+from lutbuilder_agent.records import Conditions, Failure, LeasedOp, Report, ReportAck
 from lutbuilder_agent.spool import Spool
 from tests.agent_bench import Bench, failing
 from tests.agent_fakes import (
-    FINGERPRINT,
-    RUNTIMES,
-    FakeClock,
-    FakeCoordinator,
     FakeWorker,
     artifact,
     lease,

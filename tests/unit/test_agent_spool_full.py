@@ -111,9 +111,7 @@ def test_a_disk_that_is_full_after_all_sends_the_round_from_memory_and_waits_for
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     free = 10**9
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(free, free, 0 if full else free)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(free, free, 0 if full else free))
     bench.worker.on_round = fill
     bench.clock.sleep = sleep  # type: ignore[method-assign]  # the fake clock, not the agent
     bench.coordinator.leases = [lease(1, rounds=3), lease(2, rounds=1, first_round=2)]

@@ -149,7 +149,7 @@ def test_precision_is_asked_of_ops_only(store):
 
 @pytest.mark.parametrize(
     ("reason", "attempts", "stopped_by"),
-    [("unsupported", 1, "precision"), ("crashed", 2, "precision"), ("crashed", 1, "max_rounds")],
+    [("unsupported", 1, "precision"), ("crashed", 3, "precision"), ("crashed", 2, "max_rounds")],
 )
 def test_an_op_given_up_is_not_waited_for(store, reason: FailureReason, attempts, stopped_by):
     lost = SPEC.ops[2].op_id

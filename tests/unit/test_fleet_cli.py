@@ -177,9 +177,7 @@ def test_an_address_off_this_machine_needs_a_certificate_or_the_word(cli: Cli, t
     assert "no certificate" in err
 
 
-def test_watching_with_json_gives_a_line_each_time(
-    cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watching_with_json_gives_a_line_each_time(cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[float] = []
 
     def sleep(seconds: float) -> None:

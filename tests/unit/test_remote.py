@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,16 +12,21 @@ import pytest
 
 from lutbuilder.campaign.job import JobSpec
 from lutbuilder.campaign.request import CalibrateRequest, CollectRequest, Progress, ValidateRequest
-from lutbuilder.control.api import JobOutcome, JobView, Watched
+from lutbuilder.control.api import JobOutcome, JobView, LutChunk, LutPart, Watched
 from lutbuilder.control.order import order_of
 from lutbuilder.control.remote import Remote
+from lutbuilder.lut import Lut, publish
 from lutbuilder_agent.errors import (
+    ArtifactCorrupt,
     CampaignFailed,
     Interrupted,
+    LutConflict,
     LutNoisy,
+    LutNotFound,
     SpecError,
     Unreachable,
 )
+from tests.lut_examples import example_meta, example_row
 
 QUEUED = JobView(job_id="abcd", kind="collect", title="proxyless on cpu, batch 1", phase="queued", created_s=1.0)
 RUNNING = replace(QUEUED, phase="running")
@@ -184,3 +190,105 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(ask: Callable[[Remo
     with pytest.raises(SpecError, match=says):
         ask(remote(api))
     assert api.submitted == []
+
+
+# --- tables
+
+
+class Shelf:
+    """A coordinator's tables, sent in pieces of a few bytes; `cuts` of them are lost on the way."""
+
+    def __init__(self, lut: Lut, *, piece: int = 1000, cuts: int = 0) -> None:
+        self.files: dict[LutPart, bytes] = {"table": lut.path.read_bytes()}
+        self.name, self.piece, self.cuts = lut.name, piece, cuts
+        self.asked: list[tuple[LutPart, int]] = []
+
+    def fetch_lut(self, name: str, version: int, part: LutPart, offset: int) -> LutChunk:
+        self.asked.append((part, offset))
+        if part not in self.files or name != self.name:
+            raise LutNotFound(f"no {part} of {name}@{version} here")
+        if offset and self.cuts:
+            self.cuts -= 1
+            raise Unreachable("cut")
+        raw = self.files[part]
+        chunk = raw[offset : offset + self.piece]
+        digest = hashlib.sha256(raw).hexdigest()
+        return LutChunk(version=1, offset=offset, chunk=chunk, size_bytes=len(raw), sha256=digest)
+
+
+@pytest.fixture
+def lut(tmp_path: Path) -> Lut:
+    return publish([example_row()], example_meta(device="phone", runtime="litert"), folder=tmp_path / "theirs")
+
+
+def fetching(shelf: Shelf, tmp_path: Path) -> Remote:
+    return remote(shelf, tmp_path / "ours")  # type: ignore[arg-type]  # only tables are asked for
+
+
+def files(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "ours").rglob("*") if path.is_file())
+
+
+def test_a_table_arrives_whole_through_every_cut(lut: Lut, tmp_path: Path) -> None:
+    shelf = Shelf(lut, cuts=3)
+    shelf.files["samples"] = b"0123456789" * 500
+    got = fetching(shelf, tmp_path).fetched(f"{lut.name}@1")
+    assert got.path.read_bytes() == lut.path.read_bytes()
+    assert (got.path.parent / "samples" / got.path.name).read_bytes() == shelf.files["samples"]
+    assert files(tmp_path) == ["v0001.parquet", "v0001.parquet"]
+
+
+def test_a_download_that_was_killed_goes_on_where_it_was(lut: Lut, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable):
+        fetching(Shelf(lut, piece=700, cuts=10_000), tmp_path).fetched(f"{lut.name}@1")
+    (partial,) = files(tmp_path)
+    assert partial.endswith(".part")
+    again = Shelf(lut, piece=700)
+    fetching(again, tmp_path).fetched(f"{lut.name}@1")
+    assert ("table", 700) in again.asked
+    assert [offset for part, offset in again.asked if part == "table"].count(0) == 1, "asked once for what it is"
+    assert files(tmp_path) == ["v0001.parquet"]
+
+
+def test_a_table_that_is_there_is_not_fetched_again(lut: Lut, tmp_path: Path) -> None:
+    shelf = Shelf(lut)
+    for _ in range(2):
+        fetching(shelf, tmp_path).fetched(f"{lut.name}@1")
+    assert [part for part, offset in shelf.asked if offset] == ["table"] * (len(shelf.files["table"]) // 1000)
+
+
+def test_another_table_under_that_name_is_never_overwritten(lut: Lut, tmp_path: Path) -> None:
+    mine = publish(
+        [example_row(latency_ms=3.0, latency_lo_ms=2.9, latency_hi_ms=3.1)],
+        example_meta(device="phone", runtime="litert"),
+        folder=tmp_path / "ours",
+    )
+    before = mine.path.read_bytes()
+    far = fetching(Shelf(lut), tmp_path)
+    with pytest.raises(LutConflict, match=r"a folder of their own, --luts DIR"):
+        far.fetched(f"{lut.name}@1")
+    with pytest.raises(LutConflict, match="numbered apart"):
+        far._name_there(lut.name)
+    assert mine.path.read_bytes() == before
+
+
+def test_bytes_that_are_not_what_was_promised_are_thrown_away(lut: Lut, tmp_path: Path) -> None:
+    shelf = Shelf(lut)
+    honest = shelf.fetch_lut
+
+    def tampered(name: str, version: int, part: LutPart, offset: int) -> LutChunk:
+        piece = honest(name, version, part, offset)
+        return replace(piece, chunk=bytes(len(piece.chunk))) if offset else piece
+
+    shelf.fetch_lut = tampered  # type: ignore[method-assign]  # somebody in between
+    with pytest.raises(ArtifactCorrupt, match="its sha256 differs"):
+        fetching(shelf, tmp_path).fetched(f"{lut.name}@1")
+    assert files(tmp_path) == []
+
+
+def test_what_a_person_calls_a_table_becomes_the_coordinators_name_for_it(lut: Lut, tmp_path: Path) -> None:
+    far = fetching(Shelf(lut), tmp_path)
+    assert far._name_there(f"{tmp_path / 'ours'}/{lut.name}") == lut.name, "not here yet: it may be there"
+    path = far.fetched(f"{lut.name}@1").path
+    for text in (str(path), str(path.parent), lut.name, f"{lut.name}@1"):
+        assert far._name_there(text) == f"{lut.name}@1"

@@ -121,7 +121,9 @@ def test_numbers_go_on_rising_after_files_were_set_aside(tmp_path: Path) -> None
     assert opened(tmp_path).put(report("b")).name.startswith("0000000002-")
 
 
-def test_a_full_spool_says_so_before_anything_is_measured_and_has_room_again_when_it_is_delivered(tmp_path: Path) -> None:
+def test_a_full_spool_says_so_before_anything_is_measured_and_has_room_again_when_it_is_delivered(
+    tmp_path: Path,
+) -> None:
     spool = opened(tmp_path, max_bytes=1000)
     kept = spool.put(report("a", samples=range(1_000_000, 1_000_200)))
     assert re.search(r"is full: .* no coordinator has acknowledged.*--spool-quota", spool.reserve(500))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -17,59 +19,69 @@ def test_outside_a_round_both_end_at_once() -> None:
             stop(TERM)
 
 
+def a_round(
+    stopper: Stopper, *signals: Callable[[int], None], writing: Callable[[int], None] | None = None
+) -> list[str]:
+    """Go through a round in which signals come, one of them while it is written; return how far it got."""
+    done: list[str] = []
+    with suppress(StopRequested):
+        with stopper.round():
+            for send in signals:
+                send(TERM)
+            done.append("timed")
+            with stopper.shield():
+                if writing is not None:
+                    writing(INT)
+                done.append("written")
+            done.append("sent")
+        done.append("another round")
+    return done
+
+
+def test_without_a_signal_one_round_follows_the_other() -> None:
+    assert a_round(Stopper()) == ["timed", "written", "sent", "another round"]
+
+
 def test_now_ends_a_round_at_once() -> None:
     stopper = Stopper()
-    done = []
-    with pytest.raises(StopRequested), stopper.round():
-        stopper.now(INT)
-        done.append("the rest of the round")
-    assert done == []
+    assert a_round(stopper, stopper.now) == []
 
 
 def test_drain_lets_the_round_finish() -> None:
     stopper = Stopper()
-    done = []
-    with pytest.raises(StopRequested) as stopped:
-        with stopper.round():
-            stopper.drain(TERM)
-            done.append("timed")
-            with stopper.shield():
-                done.append("written")
-            done.append("sent")
-        done.append("another round")
-    assert done == ["timed", "written", "sent"]
-    assert stopped.value.signum == TERM
+    assert a_round(stopper, stopper.drain) == ["timed", "written", "sent"]
 
 
 def test_the_second_drain_ends_the_round_at_once() -> None:
     stopper = Stopper()
-    done = []
-    with pytest.raises(StopRequested), stopper.round():
-        stopper.drain(TERM)
-        done.append("timed")
-        stopper.drain(TERM)
-        done.append("more")
-    assert done == ["timed"]
+    assert a_round(stopper, stopper.drain, stopper.drain) == []
 
 
-@pytest.mark.parametrize("again", ["now", "drain"])
-def test_what_is_being_written_is_written_whatever_comes(again: str) -> None:
+def test_what_is_being_written_is_written_whatever_comes() -> None:
+    for again in ("now", "drain"):
+        stopper = Stopper()
+        assert a_round(stopper, stopper.drain, writing=getattr(stopper, again)) == ["timed", "written"]
+
+
+def test_the_signal_that_ends_it_is_named() -> None:
     stopper = Stopper()
-    done = []
-    with pytest.raises(StopRequested), stopper.round():
+    with pytest.raises(StopRequested) as stopped:
+        drained(stopper)
+    assert stopped.value.signum == TERM
+
+
+def drained(stopper: Stopper) -> None:
+    with stopper.round():
         stopper.drain(TERM)
-        with stopper.shield():
-            getattr(stopper, again)(INT)
-            done.append("written")
-        done.append("sent")
-    assert done == ["written"]
 
 
 def test_an_error_is_not_hidden_by_a_signal_that_waits() -> None:
-    stopper = Stopper()
-    with pytest.raises(ValueError, match="broken"), stopper.round():
-        stopper.drain(TERM)
+    def broken(signum: int) -> None:
         raise ValueError("broken")
+
+    stopper = Stopper()
+    with pytest.raises(ValueError, match="broken"):
+        a_round(stopper, stopper.drain, broken)
 
 
 def test_stop_names_its_signal() -> None:

@@ -71,7 +71,7 @@ class AgentApi(Protocol):
         ...
 
     def heartbeat(self, session_id: str, lease_id: str, quiet_s: float) -> bool:
-        """Extend the session's leases by their ttl plus `quiet_s` seconds of announced silence; True if it was cancelled.
+        """Extend the session's leases by their ttl plus `quiet_s` seconds of announced silence; True: this one is over.
 
         `lease_id` is "" while idle. Raises UnknownSession, StaleLease.
         """

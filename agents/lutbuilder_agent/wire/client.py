@@ -38,7 +38,7 @@ class CoordinatorClient:
 
     Raises the errors of AgentApi, Unreachable when nobody answers in time, ProtocolMismatch when something else does,
     NotAuthenticated or NotAllowed when the coordinator does not let this caller in. Without `credentials` it speaks
-    plaintext (for loopback). `explain` is asked when a connection cannot be made: it returns what waiting does not heal.
+    plaintext (for loopback). `explain` is asked when no connection can be made: it returns what waiting does not heal.
     """
 
     def __init__(

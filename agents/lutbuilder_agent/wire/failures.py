@@ -20,7 +20,9 @@ from lutbuilder_agent.errors import (
 from lutbuilder_agent.wire.api import CONTROL_BYTES, REPORT_BYTES
 from lutbuilder_agent.wire.status import CODE_KEY, error_of
 
-Explain = Callable[[], LutbuilderError | None]  # what is wrong with a connection, if anything that waiting does not heal
+Explain = Callable[
+    [], LutbuilderError | None
+]  # what is wrong with a connection, if anything that waiting does not heal
 _RESET = "RST_STREAM"
 
 

@@ -1,7 +1,7 @@
 """Which protocol two programs speak: the newest that both know, or the upgrade to make.
 
-    1   register, lease, fetch, report, heartbeat
-    2   a lease may be asked for ahead of the end of another one (LeaseRequest.ahead_of)
+1   register, lease, fetch, report, heartbeat
+2   a lease may be asked for ahead of the end of another one (LeaseRequest.ahead_of)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LEASES_AHEAD = 2  # the first protocol that has them
 
 
 def agreed(hello: AgentHello, *, oldest: int = PROTOCOL_OLDEST, newest: int = PROTOCOL_VERSION) -> int:
-    """Return the newest protocol that the agent and this coordinator speak. Raises ProtocolMismatch with the upgrade."""
+    """Return the newest protocol that agent and coordinator speak. Raises ProtocolMismatch with the upgrade."""
     if hello.protocol_max < oldest:
         older, line = "agent", "pip install -U lutbuilder-agent"
     elif hello.protocol_min > newest:

@@ -1,0 +1,66 @@
+"""Hostile bytes, many of them: a slice here, ten times as many by `make fuzz` (LUTBUILDER_FUZZ=1).
+
+Each kind runs in a process of its own, so that neither its memory nor its end is that of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FULL = bool(os.environ.get("LUTBUILDER_FUZZ"))
+SEED = os.environ.get("LUTBUILDER_FUZZ_SEED", "20261122")
+MOST_BYTES = 1 << 30
+CALM_S = 150 if not FULL else 3_000
+
+
+def fuzzed(root: Path, kind: str, *counts: int) -> Any:
+    """Run `python -m tests.fuzz.KIND` and return what it counted."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.fuzz.{kind}", SEED, *map(str, counts)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "agents")])},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=CALM_S,
+    )
+    assert done.returncode == 0, done.stderr[-4_000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.timeout(CALM_S + 10)
+def test_a_mutated_message_is_answered_or_cleanly_refused(root: Path) -> None:
+    messages, loopback = (100_000, 5_000) if FULL else (8_000, 1_000)
+    told = fuzzed(root, "messages", messages, loopback)
+    outcomes = told["handlers"]
+    assert sum(outcomes.values()) == messages
+    assert sum(told["loopback"].values()) == loopback
+    assert min(outcomes[how] for how in ("answered", "refused", "undecodable")) > messages / 20, "all kinds are met"
+    assert told["peak_bytes"] < MOST_BYTES
+
+
+@pytest.mark.timeout(CALM_S + 10)
+def test_a_mutated_table_is_refused_by_name_or_says_the_same(root: Path) -> None:
+    files = 10_000 if FULL else 1_000
+    told = fuzzed(root, "lut_files", files)
+    assert told["broken"] == {}
+    assert sum(told["files"].values()) == files
+    assert told["files"]["LutCorrupt"] > files / 2
+    assert told["peak_bytes"] < MOST_BYTES
+
+
+@pytest.mark.timeout(CALM_S + 10)
+def test_a_mutated_artifact_ends_its_op_and_nothing_else(root: Path) -> None:
+    artifacts = 9_999 if FULL else 300
+    told = fuzzed(root, "artifacts", artifacts)
+    for runtime, fates in told["artifacts"].items():
+        assert sum(fates.values()) == artifacts // 3, runtime
+        assert set(fates) <= {"bad_artifact", "crashed", "unsupported", "measured", "timed_out", "out_of_memory"}
+        assert fates["bad_artifact"] > artifacts / 10, runtime
+    assert told["grown_bytes"] < 64 << 20
