@@ -5,6 +5,8 @@ BIN     := $(VENV)/bin
 PROTOS  := .venv-protos
 NODE    := .venv-buf
 JOBS    ?= 2
+SEED    ?= 1
+KILLS   ?= 200
 RUNTIME ?= onnxruntime
 # A table in luts/ may be of a like machine set up differently: this machine then starts a version of its own.
 COLLECT ?= --device cpu --runtime $(RUNTIME) --new-conditions
@@ -17,7 +19,7 @@ WITH_litert  := -e '.[litert]'
 WITH_torch   := torch==$(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect test check bench protos clean
+.PHONY: help setup collect test fuzz soak check bench protos clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
@@ -29,6 +31,12 @@ setup: $(VENV)/.dev ## both distributions, editable, with all runtimes and dev t
 
 test: $(VENV)/.dev ## all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+fuzz: $(VENV)/.dev ## hostile bytes in full, 100,000 messages, 10,000 tables, 10,000 artifacts: make fuzz SEED=7
+	LUTBUILDER_FUZZ=1 LUTBUILDER_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+soak: $(VENV)/.dev ## kill coordinator, agents and workers 200 times at random moments: make soak KILLS=50 SEED=7
+	LUTBUILDER_SOAK=$(KILLS) LUTBUILDER_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/faults/test_soak.py $(ARGS)
 
 check: $(VENV)/.dev $(PROTOS)/.ready $(NODE)/.ready ## format, lint, strict types, import contracts, protos fresh and linted
 	$(BIN)/ruff format --check .

@@ -249,6 +249,11 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+def _is_ours_to_tell(record: logging.LogRecord) -> bool:
+    """Drop grpc's traceback of bytes that are no message: their sender is told, and no stranger fills a disk."""
+    return "deserializing" not in record.getMessage()
+
+
 @contextmanager
 def _logging(status: _StatusLine, *, as_json: bool) -> Iterator[None]:
     """Send what lutbuilder logs to stderr, above the status line."""
@@ -262,9 +267,12 @@ def _logging(status: _StatusLine, *, as_json: bool) -> Iterator[None]:
     for each in loggers:
         each.handlers, each.propagate = [handler], False
         each.setLevel(logging.INFO)
+    decoding = logging.getLogger("grpc._common")
+    decoding.addFilter(_is_ours_to_tell)
     try:
         yield
     finally:
+        decoding.removeFilter(_is_ours_to_tell)
         for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
             each.handlers, each.propagate = handlers, propagate
             each.setLevel(level)

@@ -145,24 +145,11 @@ def test_whoever_is_killed_whenever_the_tables_are_those_of_a_quiet_day(lab: Lab
             quiet = rows_of(untroubled.lut())
             assert rows.keys() == quiet.keys()
             for key, row in rows.items():
-                if row.kind == "identity":
-                    print(
-                        row.op.label(),
-                        row.latency_ms,
-                        row.latency_lo_ms,
-                        row.latency_hi_ms,
-                        row.n_rounds,
-                        row.n_visits,
-                        row.n_sessions,
-                        quiet[key].latency_ms,
-                        quiet[key].latency_lo_ms,
-                        quiet[key].latency_hi_ms,
-                        quiet[key].n_rounds,
-                    )
-                elif row.exec_status != "failed":
-                    assert row.latency_ms == pytest.approx(quiet[key].latency_ms, rel=0.03), row.op.label()
+                if row.exec_status != "failed":
+                    # An overhead is what is left of a difference of longer times: known to a part of a microsecond.
+                    assert row.latency_ms == pytest.approx(quiet[key].latency_ms, rel=0.03, abs=1e-3), row.op.label()
         killed = [row for row in rows.values() if row.exec_status == "failed"]
-        # Who is killed by signal 9 looks out of memory, and whoever does so on two devices is given up: not our storm's.
+        # A worker that is killed looks out of memory, and an op it happens to on two devices is given up: as it should.
         assert all("signal 9" in str(row.reason) for row in killed), [row.reason for row in killed]
         failed += len(killed)
     assert failed <= storm.kills["worker"] // 2

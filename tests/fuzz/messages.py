@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,9 +39,9 @@ from lutbuilder.coordinator.service import Coordinator, serve
 from lutbuilder.coordinator.store import Store
 from lutbuilder.coordinator.trust.authority import Trust
 from lutbuilder.lut import publish
-from lutbuilder_agent.errors import LutbuilderError
+from lutbuilder_agent.errors import LutbuilderError, WireError
 from lutbuilder_agent.records import Failure, Lease
-from lutbuilder_agent.spool import _decode, _NotAReport  # what reads a spool file, without the file
+from lutbuilder_agent.spool import Spool
 from lutbuilder_agent.trust import new_key
 from lutbuilder_agent.wire import agent_pb2, convert, join_convert, join_pb2
 from lutbuilder_agent.wire.client import open_channel
@@ -234,6 +235,15 @@ def world(folder: Path, closing: ExitStack) -> World:
     def reads(kind: type[Message], read: Callable[[Any], object]) -> Decoder:
         return lambda raw: read(convert.parse(kind, raw))
 
+    spool = Spool.open(folder / "spool", warn=lambda text: None)
+
+    def from_spool(raw: bytes) -> object:
+        path = spool.folder / "0000000002-damaged.report"
+        path.write_bytes(raw)
+        if (found := spool.read(path)) is None:
+            raise WireError("set aside")
+        return found
+
     server: Any = Handlers()
     add_agents(coordinator, server)
     add_control(control, server)
@@ -242,7 +252,10 @@ def world(folder: Path, closing: ExitStack) -> World:
     return World(
         handlers=server.by_name,
         requests=tuple((name, message.SerializeToString()) for name, message in requests),
-        decoders=tuple((name, reads(kind, read), m.SerializeToString()) for name, kind, read, m in answers),
+        decoders=(
+            *((name, reads(kind, read), message.SerializeToString()) for name, kind, read, message in answers),
+            ("spool file", from_spool, spool.put(good).read_bytes()),
+        ),
         certificate=certificate,
         coordinator=coordinator,
         control=control,
@@ -272,19 +285,10 @@ def called(there: World, method: str, raw: bytes) -> str:
 
 
 def decoded(decode: Decoder, raw: bytes) -> str:
-    """Decode as agent or client do, and return how it ended."""
+    """Decode as agent, spool or client do, and return how it ended."""
     try:
         decode(raw)
     except LutbuilderError:
-        return "refused"
-    return "answered"
-
-
-def spooled(raw: bytes) -> str:
-    """Read a spool file, and return how it ended."""
-    try:
-        _decode(raw)
-    except (_NotAReport, LutbuilderError):
         return "refused"
     return "answered"
 
@@ -301,9 +305,8 @@ def fuzz(seed: int, messages: int) -> Counter[str]:
             there = world(Path(folder), closing)
             others = tuple(raw for _, raw in there.requests)
             tries = [
-                *((name, raw, lambda raw, name=name: called(there, name, raw)) for name, raw in there.requests),
-                *((name, raw, lambda raw, how=how: decoded(how, raw)) for name, how, raw in there.decoders),
-                ("Spool", b"lutbuilder-spool 1 " + b"0" * 64 + b" 4\nabcd", spooled),
+                *((name, raw, partial(called, there, name)) for name, raw in there.requests),
+                *((name, raw, partial(decoded, decode)) for name, decode, raw in there.decoders),
             ]
             for _ in range(min(ROUND, messages - first)):
                 name, raw, run = rng.choice(tries)

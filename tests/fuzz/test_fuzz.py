@@ -1,4 +1,4 @@
-"""Hostile bytes, many of them: a slice here, ten times as many by `make fuzz` (LUTBUILDER_FUZZ=1).
+"""Hostile bytes, many of them: a slice here, all of them by `make fuzz` (LUTBUILDER_FUZZ=1, LUTBUILDER_FUZZ_SEED=N).
 
 Each kind runs in a process of its own, so that neither its memory nor its end is that of the tests.
 """
@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+
+from lutbuilder_agent.wire.client import open_channel
+from tests.fleet import Lab
 
 FULL = bool(os.environ.get("LUTBUILDER_FUZZ"))
 SEED = os.environ.get("LUTBUILDER_FUZZ_SEED", "20261122")
@@ -64,3 +68,19 @@ def test_a_mutated_artifact_ends_its_op_and_nothing_else(root: Path) -> None:
         assert set(fates) <= {"bad_artifact", "crashed", "unsupported", "measured", "timed_out", "out_of_memory"}
         assert fates["bad_artifact"] > artifacts / 10, runtime
     assert told["grown_bytes"] < 64 << 20
+
+
+def test_bytes_that_are_no_message_are_refused_without_a_traceback_in_the_log(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "lab")
+    try:
+        server = lab.serve()
+        with open_channel(lab.address, None) as channel:
+            for _ in range(3):
+                with pytest.raises(grpc.RpcError, match="deserializing"):
+                    channel.unary_unary("/lutbuilder.v1.AgentService/Register")(b"\xff" * 100, timeout=30)
+        told = lab.terminated(server)
+        assert told.status == 0
+        assert "Traceback" not in told.err
+        assert "deserializing" not in told.err
+    finally:
+        lab.clear()
