@@ -53,7 +53,7 @@ def test_a_folder_without_tables_is_empty_and_nothing_is_found_there(luts: Place
     assert (folder.versions(NAME), folder.newest(NAME), folder.has(NAME, 1)) == ((), None, False)
     with pytest.raises(LutNotFound):
         folder.read(NAME, 1)
-    with pytest.raises(LutNotFound, match="there is: none. Collect it: lutbuilder collect"):
+    with pytest.raises(LutNotFound, match=r"there is: none\. Collect it: lutbuilder collect"):
         Lut.load(NAME, folder=luts)
 
 
