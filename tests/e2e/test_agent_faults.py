@@ -268,6 +268,7 @@ def test_a_download_cut_in_the_middle_goes_on_where_it_was(lab: Callable[..., La
     here = lab(rounds=1, through_proxy=True, padded_bytes=2_000_000)
     assert here.proxy is not None
     here.proxy.cut_after_answered = 1_000_000
+    here.proxy.slow_s = 0.02  # a reset throws away what nobody has read yet: a busy machine's agent may lag behind
     here.finish()
     offsets = [offset for _, offset in here.fetched]
     assert offsets.count(0) == N_OPS
