@@ -3,7 +3,8 @@
     python benchmarks/bench_footprint.py [--runs 9] [--no-venv] [--json]
 
 Every run is a fresh process; medians over the runs are printed beside their targets. The agent is measured as it waits
-for work at a coordinator, before any runtime is loaded. The virtual environment is built by pip in a temporary folder
+for work at a coordinator, before any runtime is loaded: in plaintext on loopback, and over TLS with the certificate it
+has joined with. The virtual environment is built by pip in a temporary folder
 from a copy of agents/, which needs a package index; --no-venv leaves it out.
 """
 
@@ -27,6 +28,7 @@ TARGETS: Mapping[str, float] = {
     "import_lutbuilder_ms": 60.0,
     "help_ms": 300.0,
     "agent_rss_mb": 60.0,
+    "agent_tls_rss_mb": 60.0,
     "agent_venv_mb": 60.0,
 }
 SAYS: Mapping[str, str] = {
@@ -34,6 +36,7 @@ SAYS: Mapping[str, str] = {
     "import_lutbuilder_ms": "import lutbuilder",
     "help_ms": "lutbuilder --help",
     "agent_rss_mb": "agent, waiting for work",
+    "agent_tls_rss_mb": "agent, the same over TLS",
     "agent_venv_mb": "venv with lutbuilder-agent",
     "agent_venv_grpcio_mb": "  of which grpcio, protobuf",
     "agent_venv_pip_mb": "  of which pip, setuptools",
@@ -65,36 +68,43 @@ def wall_ms(run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def agent_rss_mb(folder: Path) -> float:
+def agent_rss_mb(folder: Path, *, tls: bool) -> float:
     """Return the resident memory of an agent that has registered and waits for work, in MB (1e6 bytes)."""
-    from lutbuilder.coordinator.artifacts import ArtifactShelf
-    from lutbuilder.coordinator.schedule import Decision
-    from lutbuilder.coordinator.service import Coordinator, serve
-    from lutbuilder.coordinator.store import Store
+    from lutbuilder.control.serve import ServeOptions, serving
 
-    with Store.open(folder / "campaigns.sqlite") as store:
-        coordinator = Coordinator(store, ArtifactShelf(), lambda campaign_id, report: Decision())
-        with serve(coordinator) as server:
-            command = [
-                sys.executable, "-m", "lutbuilder_agent", "run", "--coordinator", server.address,
-                "--runtimes", "simulated", "--name", "bench",
-                "--cache-dir", str(folder / "cache"), "--spool-dir", str(folder / "spool"),
-            ]  # fmt: skip  # an option and its value share a line
-            agent = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
-            try:
-                until_s = time.monotonic() + _PATIENCE_S
-                while not coordinator.agents():
-                    if time.monotonic() > until_s:
-                        sys.exit("the agent did not register")
-                    time.sleep(0.05)
-                time.sleep(0.5)  # it asks for work, and waits
-                status = Path(f"/proc/{agent.pid}/status").read_text(encoding="ascii")
-                return (
-                    next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024 / 1e6
-                )
-            finally:
-                agent.terminate()
-                agent.wait()
+    agent_program = [sys.executable, "-m", "lutbuilder_agent"]
+    env = {**environment(), "XDG_CONFIG_HOME": str(folder / "config")}
+    options = ServeOptions(
+        luts=folder / "luts",
+        listen="127.0.0.1:0",
+        state_dir=folder / "state",
+        metrics=None,
+        join="127.0.0.1:0",
+        tls=tls,
+    )
+    with serving(options) as running:
+        name = ["--name", "bench"]
+        if tls:
+            join = [*agent_program, *running.join_line.split()[1:], *name]
+            subprocess.run(join, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [
+            *agent_program, "run", "--coordinator", running.dial, *name, "--runtimes", "simulated",
+            "--cache-dir", str(folder / "cache"), "--spool-dir", str(folder / "spool"),
+        ]  # fmt: skip  # an option and its value share a line
+        agent = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+        try:
+            until_s = time.monotonic() + _PATIENCE_S
+            while not running.coordinator.agents():
+                if time.monotonic() > until_s:
+                    sys.exit("the agent did not register")
+                time.sleep(0.05)
+            time.sleep(0.5)  # it asks for work, and waits
+            status = Path(f"/proc/{agent.pid}/status").read_text(encoding="ascii")
+            resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+            return int(resident) * 1024 / 1e6
+        finally:
+            agent.terminate()
+            agent.wait()
 
 
 def disk_mb(folder: Path) -> float:
@@ -125,9 +135,10 @@ def measure(runs: int, *, with_venv: bool) -> dict[str, float]:
             seen["python_ms"].append(wall_ms(lambda: python("-c", "pass")))
             seen["import_lutbuilder_ms"].append(float(python("-c", _IMPORT)))
             seen["help_ms"].append(wall_ms(lambda: python("-c", _HELP, "--help")))
-            folder = Path(scratch) / str(number)
-            folder.mkdir()
-            seen["agent_rss_mb"].append(agent_rss_mb(folder))
+            for figure, tls in (("agent_rss_mb", False), ("agent_tls_rss_mb", True)):
+                folder = Path(scratch) / f"{number}-{figure}"
+                folder.mkdir()
+                seen[figure].append(agent_rss_mb(folder, tls=tls))
         if with_venv:
             for name, size_mb in agent_venv_mb(Path(scratch)).items():
                 seen[name].append(size_mb)

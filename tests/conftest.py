@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import typer.main
 from hypothesis import settings
 
 from tests.postgres import PostgresServer, missing, running_server
@@ -16,6 +18,9 @@ from tests.postgres import PostgresServer, missing, running_server
 # A busy two-core machine takes its time; and what CI finds must be findable again.
 settings.register_profile("lutbuilder", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("lutbuilder")
+
+# A typer app makes its tree of commands anew for every call, which takes longer than most commands do.
+typer.main.get_command = lru_cache(typer.main.get_command)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -74,6 +74,7 @@ class Desk:
         self.state = folder / "state"
         self.luts = folder / "luts"
         self.path = [str(ROOT), str(ROOT / "agents")]
+        self.within: list[str] = []  # the words before every command, e.g. of a network namespace
         self._started: list[subprocess.Popen[str]] = []
         (folder / "tmp").mkdir(parents=True)
 
@@ -160,7 +161,7 @@ class Desk:
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            command,
+            [*self.within, *command],
             env=self.env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

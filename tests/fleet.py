@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +12,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from lutbuilder.cli.main import app
 from lutbuilder.coordinator.store import Store
 from tests.desk import PATIENCE_S, Desk, Ended
 
 SERVE, AGENT = "serve --listen", "lutbuilder_agent run"
+# Two ops, and a device slow enough for a round to take a tenth of a second.
+SMALL_SPACE = """
+input = { channels = 3, resolution = 16 }
+[variables]
+k = [3]
+[[sites]]
+name = "stem"
+kind = "conv"
+out_channels = 8
+kernel = "k"
+[[sites]]
+name = "logits"
+kind = "logits"
+out_channels = 10
+"""
+STEADY = ("--runtime-option", "realtime=1", "--runtime-option", "speed=0.002")
 
 
 class Lab(Desk):
@@ -25,6 +45,7 @@ class Lab(Desk):
         self.served = folder / "served"  # the coordinator's own tables
         self.address = "127.0.0.1:0"
         self.metrics = ""
+        self.told: dict[str, Any] = {}  # what `serve --json` said when it began to listen
         self._people: list[Desk] = []
 
     @property
@@ -33,16 +54,16 @@ class Lab(Desk):
         folders = ("--state-dir", str(self.state), "--luts", str(self.served))
         return ("serve", "--listen", self.address, "--metrics", "127.0.0.1:0", *folders, "--json")
 
-    def serve(self, *words: str) -> subprocess.Popen[str]:
+    def serve(self, *words: str, first: str = "") -> subprocess.Popen[str]:
         """Start the coordinator, at the address it had before, and return once it listens."""
-        process = self.start(*self.serving, *words)
+        process = self.start(*self.serving, *words, first=first)
         assert process.stdout is not None
         text = ""
         while not text.endswith("}\n"):
             line = process.stdout.readline()
             assert line, self.ended(process).err
             text += line
-        told = json.loads(text)
+        self.told = told = json.loads(text)
         self.address, self.metrics = told["address"], told["metrics"]
         return process
 
@@ -56,6 +77,7 @@ class Lab(Desk):
     def person(self, name: str) -> Desk:
         """Return somebody's desk: another machine, as far as folders go."""
         made = Desk(self.folder / f"desk-of-{name}")
+        made.within = self.within
         self._people.append(made)
         return made
 
@@ -65,8 +87,14 @@ class Lab(Desk):
         return ("collect", "--device", "simulated", *where, "--budget", "1h", "--json", *words)
 
     def ask(self, *words: str) -> Any:
-        """Return what a command about the fleet answers in JSON."""
-        ended = self.run(*words, "--coordinator", self.address, "--json")
+        """Return what a command about the fleet answers in JSON. It runs in this process: another takes a second."""
+        command = (*words, "--coordinator", self.address, "--json")
+        if self.within:  # a network of its own, where this process is not
+            ended = self.run(*command)
+        else:
+            away: dict[str, str | None] = dict.fromkeys(set(os.environ).difference(self.env))
+            done = CliRunner().invoke(app, list(command), env={**away, "HOME": ""})
+            ended = Ended(done.exit_code, done.stdout, done.stderr)
         assert ended.status == 0, ended.err
         return ended.json
 

@@ -77,22 +77,28 @@ def raw(store: Store) -> list[Timing]:
     return [visit.timing for visit in store.raw_visits([SPEC.key])]
 
 
+_ALL_ROWS = [(table, sa.select(table).order_by(*table.primary_key.columns)) for table in schema.metadata.sorted_tables]
+
+
 def dump(store: Store) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every table, without the numbers that the database gives out: it never takes one back."""
     with store.reading() as connection:
         return {
             table.name: [
                 tuple(value for column, value in zip(table.columns, row, strict=True) if not _is_numbered(column))
-                for row in connection.execute(sa.select(table).order_by(*table.primary_key.columns))
+                for row in connection.execute(rows)
             ]
-            for table in schema.metadata.sorted_tables
+            for table, rows in _ALL_ROWS
         }
 
 
 def restore(store: Store, dumped: dict[str, list[tuple[Any, ...]]]) -> None:
-    """Make a store hold what was dumped, and nothing else."""
+    """Make a store hold what was dumped, and nothing else. What it holds already is left alone."""
+    there = dump(store)
     with store.writing() as connection:
         for table in schema.metadata.sorted_tables:
+            if there[table.name] == dumped[table.name]:
+                continue
             connection.execute(table.delete())
             names = [column.name for column in table.columns if not _is_numbered(column)]
             rows = [dict(zip(names, row, strict=True)) for row in dumped[table.name]]

@@ -1,8 +1,10 @@
 """A fleet in virtual time, with every fault on demand: what is virtual is the clock, the network and the devices.
 
-Coordinators, their keepers, the store and agents are the real ones. Each agent process runs in a thread of its own, of
-which one runs at a time, handed on at every pause: a run is decided by its seed. A killed process does nothing more; a
-killed coordinator loses all but its store, which lies in memory (tmpfs where there is one).
+Coordinators, their keepers, the store and agents are the real ones; each coordinator opens the store's file itself.
+Each agent process runs in a thread of its own, of which one runs at a time, handed on at every pause: a run is decided
+by its seed. A killed process does nothing more; a killed coordinator loses all but the store, which lies in memory
+(tmpfs where there is one). Whenever a coordinator gave a lease or took a report, an auditor looks at the store through
+a connection of its own: it is then that a rule is broken, and later states do not show it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import heapq
 import itertools
 import random
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec
-from lutbuilder.coordinator.schedule import Decision, HeldLease, Offer
+from lutbuilder.coordinator.schedule import Decision, HeldLease, Offer, batches
 from lutbuilder.coordinator.service import Coordinator
 from lutbuilder.coordinator.service.serving import Keeper
-from lutbuilder.coordinator.store import Store
+from lutbuilder.coordinator.store import CommitResult, Store, StoredLease
 from lutbuilder_agent.errors import LutbuilderError, StoreError, UnknownName, Unreachable
 from lutbuilder_agent.records import (
     AgentHello,
@@ -105,8 +108,9 @@ class World:
 class Process:
     """A process of an agent: a thread that runs only between `wake` and its next pause."""
 
-    def __init__(self, world: World, name: str, spool: Path, main: Callable[[Process], object]) -> None:
-        self.name = name
+    def __init__(self, world: World, desk: Desk, spool: Path, main: Callable[[Process], object]) -> None:
+        self.name = name = desk.name
+        self.domain = desk.domain or desk.name
         self.spool = spool
         self.killed = False
         self.ended = False
@@ -195,7 +199,10 @@ class Process:
 
 
 class FaultyStore:
-    """A store whose every call may fail, before or after it is done, or be the last thing its process does."""
+    """A store whose every call may fail, before or after it is done, or be the last thing its process does.
+
+    What was given and taken is audited as soon as it is done.
+    """
 
     def __init__(self, store: Store, node: Node) -> None:
         self._store = store
@@ -209,6 +216,10 @@ class FaultyStore:
         def call(*args: Any, **kwargs: Any) -> Any:
             self._node.strike("before")
             answer = found(*args, **kwargs)
+            if isinstance(answer, StoredLease):
+                self._node.audit.granted(answer, kwargs["ahead_of"])
+            elif isinstance(answer, CommitResult):
+                self._node.audit.committed(args[0], answer)
             self._node.strike("after")
             return answer
 
@@ -219,8 +230,10 @@ class FaultyStore:
 class Node:
     """A coordinator's process on a store, and its keeper. It may be killed, stopped, and started again."""
 
-    def __init__(self, fleet: Fleet, name: str) -> None:
+    def __init__(self, fleet: Fleet, name: str, store: Store) -> None:
         self.name = name
+        self.audit = fleet.audit
+        self._store = store
         self.lives = 0
         self.alive = False
         self.stopped_until_s = 0.0
@@ -238,7 +251,7 @@ class Node:
         self.kill_in = None
         ids = fleet.ids(f"{self.name}-{self.lives}")
         self.coordinator = Coordinator(
-            cast("Store", FaultyStore(fleet.store, self)),
+            cast("Store", FaultyStore(self._store, self)),
             fleet.artifacts,
             fleet.decide,
             narrow=fleet.narrow,
@@ -252,7 +265,9 @@ class Node:
             heartbeat_s=TTL_S / 3,
             coordinator_id=self.name,
         )
-        self.coordinator.on_event.append(lambda event: fleet.events.append((event.kind, event.agent)))
+        self.coordinator.on_event.append(
+            lambda event: fleet.events.append((world.now_s, event.kind, event.agent, event.campaign_id))
+        )
         self.keeper = Keeper(self.coordinator, TICK_S, clock=world.clock)
         self._tick(self.lives)
 
@@ -270,6 +285,7 @@ class Node:
                 self.die()
                 raise NodeKilled
         if self.store_errors and self._fleet.chance.random() < self.store_errors:
+            self.audit.knows_less = True
             raise StoreError(f"{when} it was done, the disk failed")
 
     def serve(self, call: Callable[[Coordinator], _T]) -> _T:
@@ -306,6 +322,89 @@ class Node:
         except NodeKilled:
             return
         world.after(TICK_S, lambda: self._tick(life))
+
+
+# --- who looks over their shoulders
+
+
+class Auditor:
+    """Checks what coordinators write the moment it is written. What is wrong is in `broken`."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.broken: list[str] = []
+        self.knows_less = fleet.nodes > 1  # coordinators may have missed what is in the store: errors, others' doing
+        self._fleet = fleet
+        self._specs = {spec.key: spec for spec in fleet.specs}
+        self._ask = fleet.looker.execute
+
+    def granted(self, lease: StoredLease, ahead_of: str) -> None:
+        """A lease was given: of an active campaign, to a newest session that may have it, in a clock domain's turn."""
+        campaign_id, agent = lease.campaign_id, lease.agent
+        if lease.state != "active":
+            return self._say(f"a lease that is {lease.state} was given")
+        (state,) = self._row("SELECT state FROM campaigns WHERE campaign_id = ?", campaign_id)
+        if state != "active":
+            self._say(f"{agent} got a lease of a campaign that is {state}")
+        self._newest(agent, lease.session_id, "got a lease")
+        flags = self._row("SELECT drained, quarantined FROM agents WHERE agent = ?", agent)
+        if flags and (flags[0] or flags[1]):
+            self._say(f"{agent} got a lease, drained or quarantined as it is")
+        there = self._rows("SELECT session_id FROM leases WHERE state = 'active' AND domain = ?", lease.domain)
+        if there != [(lease.session_id,)] * (2 if ahead_of else 1):
+            self._say(f"{agent} got a lease in clock domain {lease.domain}, which has {len(there)}")
+        most = self._specs[campaign_id].agents
+        if self._holders(campaign_id, lease.batch) > most:
+            self._say(f"more than {most} agents hold batch {lease.batch} of {campaign_id}")
+        if not ahead_of and not self.knows_less and agent not in self._fleet.sick:
+            self._in_turn(lease)
+
+    def committed(self, report: Report, result: CommitResult) -> None:
+        """A report was taken: in time only from a newest session with a lease that has not ended."""
+        if result.late:
+            return
+        agent, state = self._row(
+            "SELECT agent, state FROM leases JOIN sessions USING (session_id) WHERE lease_id = ?", report.lease_id
+        )
+        if state != "active":
+            self._say(f"a report of {agent} for a lease that is {state} came in time")
+        self._newest(agent, report.session_id, "reported in time")
+
+    def _in_turn(self, lease: StoredLease) -> None:
+        """Nobody with a higher priority had room for this agent. Ops that failed on it are of no such campaign."""
+        spec, priorities = self._specs[lease.campaign_id], self._fleet.priorities
+        for key, other in self._specs.items():
+            if other.env_id != spec.env_id or priorities.get(key, 0) <= priorities.get(spec.key, 0):
+                continue
+            if self._row("SELECT state FROM campaigns WHERE campaign_id = ?", key) != ("active",):
+                continue
+            for batch in batches(other):
+                over = self._row(
+                    "SELECT 1 FROM batches WHERE campaign_id = ?1 AND batch = ?2 UNION "
+                    "SELECT 1 FROM batch_rounds WHERE campaign_id = ?1 AND batch = ?2 AND rounds >= ?3",
+                    key, batch, other.max_rounds,
+                )  # fmt: skip  # a statement and what it asks for
+                if not over and self._holders(key, batch) < other.agents:
+                    self._say(f"{lease.agent} got {spec.space} before {other.space}, which is more urgent")
+
+    def _holders(self, campaign_id: str, batch: int) -> int:
+        (number,) = self._row(
+            "SELECT count(*) FROM leases WHERE state = 'active' AND campaign_id = ? AND batch = ?", campaign_id, batch
+        )
+        return int(number)
+
+    def _newest(self, agent: str, session_id: str, did: str) -> None:
+        newest = self._row("SELECT session_id FROM sessions WHERE agent = ? ORDER BY epoch DESC LIMIT 1", agent)
+        if newest != (session_id,):
+            self._say(f"an older session of {agent} {did}")
+
+    def _row(self, statement: str, *given: object) -> tuple[Any, ...]:
+        return self._ask(statement, given).fetchone() or ()
+
+    def _rows(self, statement: str, *given: object) -> list[tuple[Any, ...]]:
+        return self._ask(statement, given).fetchall()
+
+    def _say(self, words: str) -> None:
+        self.broken.append(f"{self._fleet.world.now_s:.3f} {words}")
 
 
 # --- the network
@@ -440,6 +539,7 @@ class VirtualWorker:
                 )
             )
         process.pause(took_s / 2)
+        fleet.measured.append((process.domain, fleet.world.now_s - took_s, fleet.world.now_s, process.name))
         self.reached = Reached(clock_ns=timings[-1].start_ns if timings else 0, instance=1)
         if at_end is not None:
             at_end(self.reached)
@@ -498,33 +598,42 @@ class Desk:
 
 @dataclass
 class Fleet:
-    """Campaigns, coordinators and agents, and what goes wrong with them. The store is its own alone, and empty."""
+    """Campaigns, coordinators and agents, and what goes wrong with them.
+
+    `stores` are of one file that is its own alone, and empty: one for who looks at it, and one for each coordinator.
+    `looker` is a connection to that file.
+    """
 
     folder: Path
-    store: Store
+    stores: Sequence[Store]
+    looker: sqlite3.Connection
     specs: Sequence[CampaignSpec]
     desks: Sequence[Desk]
     seed: int = 0
     nodes: int = 1
     poison: frozenset[OpId] = frozenset()
     priorities: Mapping[str, int] = field(default_factory=dict)
-    decisions: Callable[[Store, str, Report], Decision] = lambda store, campaign_id, report: Decision()
+    decisions: Callable[[sqlite3.Connection, CampaignSpec], Decision] = lambda looker, spec: Decision()
     faults: float = 0.0  # probability that a call meets one
     sick: set[str] = field(default_factory=set)
-    events: list[tuple[str, str]] = field(default_factory=list)
+    events: list[tuple[float, str, str, str]] = field(default_factory=list)  # when, kind, agent, campaign
     acks: list[Report] = field(default_factory=list)
+    measured: list[tuple[str, float, float, str]] = field(default_factory=list)  # clock domain, from, to, agent
 
     def __post_init__(self) -> None:
+        self.store = self.stores[0]
+        self._specs = {spec.key: spec for spec in self.specs}
+        self._truth_ns = {op.op_id: _truth_ns(op) for spec in self.specs for op in spec.ops}
+        self.audit = Auditor(self)
         self.world = World()
         self.chance = random.Random(self.seed)
         self.artifacts = VirtualArtifacts(self.specs)
         self.visit_numbers = itertools.count(1)
-        self._empty = {op.op_id for spec in self.specs for op in spec.ops if op.role == "overhead"}
         for number, spec in enumerate(self.specs):
             self.store.create_campaign(
                 spec, now_s=float(number), priority=self.priorities.get(spec.key, 0), owner=spec.space
             )
-        self.members = [Node(self, f"node-{number}") for number in range(self.nodes)]
+        self.members = [Node(self, f"node-{number}", self.stores[1 + number]) for number in range(self.nodes)]
         self.processes: list[Process] = []
         self._starts = itertools.count()
         for node in self.members:
@@ -563,7 +672,7 @@ class Fleet:
                 new_id=lambda: next(ids),
             ).run()
 
-        process = Process(self.world, desk.name, folder / "spool", main)
+        process = Process(self.world, desk, folder / "spool", main)
         self.processes.append(process)
         return process
 
@@ -595,8 +704,10 @@ class Fleet:
 
     def is_over(self) -> bool:
         """Return whether all campaigns have ended and no running agent's spool holds a round."""
+        if self.looker.execute("SELECT 1 FROM campaigns WHERE state = 'active'").fetchone():
+            return False
         spools = (process.spool for process in self.processes if not process.ended)
-        return not self.store.campaigns(active=True) and not any(list(spool.glob("*.report")) for spool in spools)
+        return not any(list(spool.glob("*.report")) for spool in spools)
 
     # --- what chance decides
 
@@ -615,10 +726,8 @@ class Fleet:
         return self.chance.uniform(0.5, 2.0)
 
     def truth_ns(self, op_id: OpId) -> int:
-        """Return what a perfect measurement of an op gives; an empty call takes less than any other."""
-        if op_id in self._empty:
-            return 20_000
-        return 100_000 + int(hashlib.sha256(op_id.encode()).hexdigest()[:4], 16)
+        """Return what a perfect measurement of an op gives."""
+        return self._truth_ns[op_id]
 
     def ids(self, prefix: str) -> Iterator[str]:
         """Yield ids that no other process makes, in no other run."""
@@ -627,7 +736,7 @@ class Fleet:
     # --- what coordinators ask
 
     def decide(self, campaign_id: str, report: Report) -> Decision:
-        return self.decisions(self.store, campaign_id, report)
+        return self.decisions(self.looker, self._specs[campaign_id])
 
     def narrow(self, lease: HeldLease, offer: Offer) -> Offer:
         return replace(offer, rounds=min(offer.rounds, self.chance.randint(1, 3)))
@@ -636,3 +745,8 @@ class Fleet:
         """Remember what was acknowledged, whether or not anybody hears of it."""
         self.acks.append(report)
         return ack
+
+
+def _truth_ns(op: CampaignOp) -> int:
+    """An empty call takes less than any other."""
+    return 20_000 if op.role == "overhead" else 100_000 + int(hashlib.sha256(op.op_id.encode()).hexdigest()[:4], 16)

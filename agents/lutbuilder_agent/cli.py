@@ -17,13 +17,24 @@ from pathlib import Path
 
 from lutbuilder_agent import __version__
 from lutbuilder_agent.cache import DEFAULT_QUOTA_BYTES
-from lutbuilder_agent.errors import LutbuilderError, SpecError
+from lutbuilder_agent.errors import LutbuilderError, SpecError, StoreError
 from lutbuilder_agent.fingerprint import cpu_list, survey
 from lutbuilder_agent.orphan import die_with_parent
 from lutbuilder_agent.places import clock_domain, default_name, state_folders
 from lutbuilder_agent.records import RuntimeReport
 from lutbuilder_agent.spool import DEFAULT_MAX_BYTES
 
+_EXAMPLES = """\
+examples:
+  lutbuilder-agent doctor
+  lutbuilder-agent join lab:7072 --token ABCD-EFGH --ca sha256:0123abcd
+  lutbuilder-agent run --coordinator lab:7070
+
+exit status:
+  0 done, 2 or 65 a wrong option, 68 nobody answers, 69 a runtime does not load, 74 spool or cache cannot be used,
+  76 another version or another agent of this name, 77 not let in (join again), 78 a certificate file is no use,
+  130 Ctrl-C, 143 SIGTERM
+"""
 _RUN_EXAMPLES = """\
 examples:
   lutbuilder-agent run --coordinator 192.168.1.20:7070
@@ -41,6 +52,8 @@ examples:
       the line that `lutbuilder security token` prints where the coordinator runs, pasted here
   lutbuilder-agent join lab:7072 --token ABCD-EFGH --ca sha256:0123abcd --name bench-pi
       under a name of your own: run --name bench-pi afterwards
+  lutbuilder-agent join lab:7072 --token - --ca sha256:0123abcd --json
+      for scripts, with the token on stdin, where no other user of this machine sees it
 """
 _DOCTOR_EXAMPLES = """\
 examples:
@@ -71,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lutbuilder-agent",
         description="Runs beside the device: leases ops from a lutbuilder coordinator, times them, reports each sample",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lutbuilder-agent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|join|doctor")
@@ -132,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="where it is reached afterwards, if that is not the same host",
     )
+    join.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
     doctor = commands.add_parser(
         "doctor", help="what this device is and which runtimes run", epilog=_DOCTOR_EXAMPLES, formatter_class=raw
@@ -153,6 +169,10 @@ def _join(arguments: argparse.Namespace) -> int:
     identity = trust.join(
         arguments.address, token=token, ca=arguments.ca, name=name, coordinator=arguments.coordinator or ""
     )
+    if arguments.json:
+        told = {"name": identity.name, "coordinator": identity.address, "expires_s": identity.expires_s}
+        print(json.dumps(told, indent=2))
+        return 0
     until = time.strftime("%Y-%m-%d", time.gmtime(identity.expires_s))
     print(f"joined as {identity.name}; the certificate is good until {until} and renews itself while the agent runs")
     print(f"lutbuilder-agent run --coordinator {identity.address} --name {identity.name}")
@@ -192,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
     agent = Agent(
         connect,
         name=name,
-        cache_dir=arguments.cache_dir or folders.cache,
+        cache_dir=_made(arguments.cache_dir or folders.cache),
         spool_dir=arguments.spool_dir or folders.spool,
         cache_quota_bytes=arguments.cache_quota,
         spool_quota_bytes=arguments.spool_quota,
@@ -209,6 +229,17 @@ def _run(arguments: argparse.Namespace) -> int:
             return agent.run()
     except StopRequested as stop:  # a second signal, while the first was being obeyed
         return 128 + stop.signum
+
+
+def _made(cache: Path) -> Path:
+    """Return a folder that is there; said now, and not when the first lease has come."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot keep artifacts in {cache}: {error.strerror or error}; run with --cache-dir FOLDER"
+        ) from error
+    return cache
 
 
 def parse_cores(text: str) -> tuple[int, ...] | None:

@@ -1,4 +1,7 @@
-"""The way to the coordinator: connects when it is needed, hangs up for silence, pauses between failed tries."""
+"""The way to the coordinator: connects when it is needed, hangs up for silence, pauses between failed tries.
+
+Whatever a client does, it does in a thread of its own (aside.py), which has ended when the call is over.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from lutbuilder_agent.aside import aside
 from lutbuilder_agent.errors import LutbuilderError, StoreError, UnknownSession, Unreachable
 from lutbuilder_agent.records import AgentHello, Session
 from lutbuilder_agent.wire.api import AgentApi
@@ -93,13 +97,14 @@ class Link:
         """Close the connection and with it every thread it has; the next call connects again."""
         client, self._client = self._client, None
         if client is not None:
-            client.close()
+            aside(client.close)
 
     def _try(self, call: Callable[[Client], _T]) -> _T:
         try:
-            if self._client is None:
-                self._client = self._client_factory()
-            answer = call(self._client)
+            client = self._client
+            if client is None:
+                client = self._client = aside(self._client_factory)
+            answer = aside(lambda: call(client))
         except Unreachable as error:
             self._failed(error)
             raise
@@ -109,6 +114,9 @@ class Link:
             raise away from error
         except LutbuilderError:  # an answer, if not the wanted one
             self._answered()
+            raise
+        except BaseException:  # a signal ended the wait but not the call, which may yet be given a lease
+            self.hang_up()
             raise
         self._answered()
         return answer

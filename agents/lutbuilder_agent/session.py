@@ -1,9 +1,10 @@
 """The agent's session: register, lease, measure, report, again; nothing measured is lost.
 
 One thread does everything in turn, so that while the worker times a round nothing else of the agent runs (measuring.py
-says how silent it is). A round is on the disk before it is sent and leaves it when the coordinator has committed it
-(delivery.py, spool.py). A coordinator that does not answer is asked again with growing pauses (link.py); meanwhile an
-agent that holds a lease goes on measuring.
+says how silent it is). Another talks to the coordinator while it waits, so that a signal ends it at once (aside.py).
+A round is on the disk before it is sent and leaves it when the coordinator has committed it (delivery.py, spool.py). A
+coordinator that does not answer is asked again with growing pauses (link.py); meanwhile an agent that holds a lease
+goes on measuring.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ class Agent:
 
     def _one_turn(self) -> bool:
         """Ask for work and do it, or wait a little; False when it is time to end."""
+        self._stopper.check()
         if self._delivery.backlog:  # first: the coordinator then knows which rounds are measured
             self._delivery.deliver(wait=True)
         full = self._delivery.lacks_room()

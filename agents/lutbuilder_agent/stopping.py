@@ -29,9 +29,9 @@ class Stopper:
 
     def now(self, signum: int) -> None:
         """End now, or as soon as the round in hand is on the disk."""
+        self._now = signum
         if not self._shielded:
             raise StopRequested(signum)
-        self._now = signum
 
     def drain(self, signum: int) -> None:
         """End when the round in hand is measured and handed in; the second time it is `now`."""
@@ -59,5 +59,9 @@ class Stopper:
             yield
         finally:
             self._shielded = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise what `now` was asked for and what got lost: Python drops what is raised inside a `__del__`."""
         if self._now is not None:
             raise StopRequested(self._now)

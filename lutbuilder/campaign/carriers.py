@@ -34,6 +34,7 @@ _NORMAL_95 = 1.96
 _SEED = 0xCA881E85  # carriers come from a stream of their own: a validation with the same seed shares no draw
 
 Floats = NDArray[np.float64]
+Seen = dict[bytes, tuple[NDArray[np.int16], float] | None]  # archs by what was drawn, with their MACs; None: forbidden
 
 
 def choose_carriers(space: SearchSpace, n: int, *, seed: int) -> tuple[CampaignOp, ...]:
@@ -44,14 +45,18 @@ def choose_carriers(space: SearchSpace, n: int, *, seed: int) -> tuple[CampaignO
     """
     rng = np.random.default_rng([seed, _SEED])
     chosen: dict[str, CampaignOp] = {}
-    low, high = (_nearest(space, target, rng)[1] for target in (0.0, _BEYOND))
+    seen: Seen = {}
+    low, high = (_nearest(space, target, rng, seen)[1] for target in (0.0, _BEYOND))
     for number in range(n):
         target = low + (high - low) * (number + rng.random()) / n
         for _ in range(10):
-            arch, _ = _nearest(space, target, rng, near=_NEAR * (high - low))
+            arch, _ = _nearest(space, target, rng, seen, near=_NEAR * (high - low))
             carrier = CampaignOp.carrier(space.arch_ops(arch))
             if carrier.op_id not in chosen:
                 chosen[carrier.op_id] = carrier
+                break
+        else:
+            if len(chosen) >= space.n_archs():
                 break
     return tuple(chosen.values())
 
@@ -149,9 +154,9 @@ def in_situ_rows(
 
 
 def _nearest(
-    space: SearchSpace, target: float, rng: np.random.Generator, *, near: float = 0.0
+    space: SearchSpace, target: float, rng: np.random.Generator, seen: Seen, *, near: float = 0.0
 ) -> tuple[NDArray[np.int16], float]:
-    """Return an arch whose MACs are near `target`, and its MACs."""
+    """Return an arch whose MACs are near `target`, and its MACs. Most changes lead where others led: `seen`."""
     arch = space.sample(rng, 1)[0]
     macs = _macs(space.arch_ops(arch))
     for _ in range(_TRIES):
@@ -160,12 +165,13 @@ def _nearest(
         other = arch.copy()
         variable = int(rng.integers(len(space.sizes)))
         other[variable] = rng.integers(space.sizes[variable])
-        other = space.canonical(other[None])[0]
-        if not space.allowed(other[None])[0]:
-            continue
-        found = _macs(space.arch_ops(other))
-        if abs(found - target) < abs(macs - target):
-            arch, macs = other, found
+        drawn = other.tobytes()
+        if drawn not in seen:
+            other = space.canonical(other[None])[0]
+            seen[drawn] = (other, _macs(space.arch_ops(other))) if space.allowed(other[None])[0] else None
+        found = seen[drawn]
+        if found is not None and abs(found[1] - target) < abs(macs - target):
+            arch, macs = found
     return arch, macs
 
 

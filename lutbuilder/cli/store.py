@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after 
 def salvage(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="The damaged store [default: this user's].", show_default=False),
+        typer.Argument(metavar="FILE", help="The damaged store [default: this user's].", show_default=False),
     ] = None,
     into: Annotated[
         Path | None,

@@ -9,19 +9,19 @@ from typing import cast, get_args
 from lutbuilder_agent.errors import SpecError
 from lutbuilder_agent.records import Cache
 
-_DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s?)?")
+_DURATION = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s?)?")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _LONGEST_S = 30 * 86_400.0
 
 
 def duration_s(text: str, *, option: str, zero: bool = False) -> float:
-    """Return seconds for `90s`, `3m`, `1h30m` or a plain number of seconds; at most 30 days, 0 only where `zero`."""
+    """Return seconds for `90s`, `1h30m`, `7d` or a plain number of seconds; at most 30 days, 0 only where `zero`."""
     found = _DURATION.fullmatch(text.strip().lower())
-    parts = found.groups() if found else (None, None, None)
+    parts = found.groups() if found else ()
     if not any(parts) or not all(part is None or _NUMBER.fullmatch(part) for part in parts):
-        raise SpecError(f"{option} {text!r} is not a duration; write it as 90s, 3m or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in parts)
-    total_s = 3600 * hours + 60 * minutes + seconds
+        raise SpecError(f"{option} {text!r} is not a duration; write it as 90s, 1h30m or 7d")
+    days, hours, minutes, seconds = (float(part or 0) for part in parts)
+    total_s = 86_400 * days + 3600 * hours + 60 * minutes + seconds
     if not (0 <= total_s <= _LONGEST_S) or (total_s == 0 and not zero):
         raise SpecError(f"{option} {text!r} must be {'from 0' if zero else 'above 0'} to 30 days; try 3m")
     return total_s
@@ -68,7 +68,8 @@ def listen_address(text: str, *, option: str) -> str:
     """Return `HOST:PORT` (port 0: any free one) if it reads as that; nobody looks the host up yet."""
     host, _, port = text.strip().rpartition(":")
     if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
-        raise SpecError(f"{option} {text!r} is not HOST:PORT; write it as 127.0.0.1:0 or 127.0.0.1:7070")
+        like = "127.0.0.1:0 or 127.0.0.1:7070" if option == "--listen" else "lab:7070 or 127.0.0.1:7070"
+        raise SpecError(f"{option} {text!r} is not HOST:PORT; write it as {like}")
     return f"{host}:{int(port)}"
 
 

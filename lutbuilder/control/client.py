@@ -23,7 +23,7 @@ from lutbuilder.control.api import (
     Page,
     Watched,
 )
-from lutbuilder_agent.errors import Unreachable
+from lutbuilder_agent.aside import aside
 from lutbuilder_agent.wire.client import open_channel
 from lutbuilder_agent.wire.failures import Explain, never_explained, translated
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _WATCH_MARGIN_S = 10.0
-_TO_AGENTS = "; is it running"  # where wire/failures.py begins its advice to agents
 
 
 class ControlClient:
@@ -125,7 +124,7 @@ class ControlClient:
     def close(self) -> None:
         """Give up the connection; calls under way end with Unreachable. May be called twice."""
         self._closed.set()
-        self._channel.close()
+        aside(self._channel.close)
 
     def __enter__(self) -> ControlClient:
         return self
@@ -136,16 +135,9 @@ class ControlClient:
         self.close()
 
     def _call(self, method: Any, request: Message, *, deadline_s: float | None = None) -> Any:
-        try:
-            with translated(self._address, self._closed, self._explain):
-                return method(request, timeout=self._deadline_s if deadline_s is None else deadline_s)
-        except Unreachable as error:
-            words, advice, _ = str(error).partition(_TO_AGENTS)
-            if not advice:
-                raise
-            raise Unreachable(
-                f"{words[:300]}: start it there (lutbuilder serve), or name another: --coordinator HOST:PORT"
-            ) from error
+        with translated(self._address, self._closed, self._explain):
+            timeout_s = self._deadline_s if deadline_s is None else deadline_s
+            return aside(lambda: method(request, timeout=timeout_s))  # where Ctrl-C does not break it
 
 
 def dial(address: str, *, insecure_plaintext: bool, warn: Callable[[str], None]) -> ControlClient:

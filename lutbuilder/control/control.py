@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -169,7 +170,8 @@ class Control:
 
     def leases(self, *, after: str = "") -> Page[LeaseView]:
         """See ControlApi.leases."""
-        ours = {} if self._coordinator is None else {held.lease_id: held for held in self._coordinator.leases()}
+        held = () if self._coordinator is None else self._coordinator.leases()
+        ends_s = {lease.lease_id: lease.deadline_s for lease in held if math.isfinite(lease.deadline_s)}
         stored = self._store.active_leases()
         page = _page(sorted(stored, key=lambda lease: (lease.campaign_id, lease.batch, lease.agent)), after)
         now_s = time.monotonic()
@@ -185,7 +187,7 @@ class Control:
                     rounds=lease.rounds,
                     owner=lease.owner,
                     granted_s=lease.granted_s,
-                    expires_in_s=max(0.0, ours[lease.lease_id].deadline_s - now_s) if lease.lease_id in ours else None,
+                    expires_in_s=max(0.0, ends_s[lease.lease_id] - now_s) if lease.lease_id in ends_s else None,
                 )
                 for lease in page.items
             ),

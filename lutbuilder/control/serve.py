@@ -7,8 +7,11 @@ leases, goes on with its jobs, and its agents find it within seconds. SIGTERM on
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import logging
 import os
+import re
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,7 +31,7 @@ from lutbuilder.coordinator.artifacts import ArtifactShelf
 from lutbuilder.coordinator.service import Coordinator, Event, RunningServer, serve
 from lutbuilder.coordinator.store import Store
 from lutbuilder.urls import Place
-from lutbuilder_agent.errors import SpecError, StoreError
+from lutbuilder_agent.errors import LutNotWritable, SpecError, StoreError
 from lutbuilder_agent.wire.client import is_loopback
 
 if TYPE_CHECKING:
@@ -124,9 +127,11 @@ class Serving:
 def serving(options: ServeOptions) -> Iterator[Serving]:
     """Open the store, listen, and yield what is to be `run`; end all of it in order on the way out.
 
-    Raises StoreError (also if another serve uses the folder), PortInUse, SpecError, TrustError.
+    Raises StoreError (also if another serve uses the folder), PortInUse, SpecError, TrustError, LutNotWritable.
     """
     secure = options.secure
+    _check_names(options)
+    _check_tables(options.luts)
     folder = made_folder(options.state_dir)
     with ExitStack() as stack:
         stack.enter_context(_locked(folder))
@@ -193,6 +198,37 @@ def serving(options: ServeOptions) -> Iterator[Serving]:
 
 
 # --- the parts
+
+
+def _check_names(options: ServeOptions) -> None:
+    """Raise SpecError for what is no host name or address: it would be in every join line, and in no certificate."""
+    named = [("--advertise", options.advertise)] if options.advertise else []
+    for option, name in (*named, *(("--tls-name", name) for name in options.tls_names)):
+        if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
+            continue
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError as error:
+            raise SpecError(
+                f"{option} {name!r} is no host name or address; write it without a port, as lab.example.org"
+            ) from error
+
+
+def _check_tables(luts: Place) -> None:
+    """Raise LutNotWritable for a folder of this machine that takes no table: jobs would measure, and then fail.
+
+    A bucket may answer again later. Only a try tells: an administrator may write where permissions say no.
+    """
+    if not isinstance(luts, Path):
+        return
+    try:
+        luts.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=luts):
+            pass
+    except OSError as error:
+        raise LutNotWritable(
+            f"cannot put tables into {luts}: {error.strerror or error}; make it writable, or choose another: --luts DIR"
+        ) from error
 
 
 def _listening(

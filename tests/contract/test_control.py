@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from lutbuilder.control.control import Changes, Control
 from lutbuilder.control.order import Order
 from lutbuilder.control.servicer import add_to_server
 from lutbuilder.coordinator.artifacts import ArtifactShelf
-from lutbuilder.coordinator.schedule import Decision
+from lutbuilder.coordinator.schedule import Decision, HeldLease
 from lutbuilder.coordinator.service import Coordinator, serve
 from lutbuilder.coordinator.store import Store
 from lutbuilder.lut import Lut, publish, write_samples
@@ -288,6 +289,21 @@ def test_leases_are_listed_with_who_holds_them(bench: Bench) -> None:
     assert (lease.first_round, lease.rounds, lease.owner, lease.granted_s) == (0, 100, RUNNER, 2.0)
     (alice,) = bench.api.agents().items
     assert alice.lease_id == "l1"
+
+
+def test_a_lease_that_is_being_made_ready_for_its_agent_is_listed_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot expire yet: whoever lists leases at that moment sees it without a time."""
+    session(bench.store, "s1")
+    assert grant(bench.store, owner=RUNNER) is not None
+    held = HeldLease(
+        lease_id="l1", epoch=1, campaign_id=SPEC.key, batch=0, session_id="s1", agent="alice",
+        first_round=0, rounds=100, deadline_s=math.inf,
+    )  # fmt: skip  # a list reads as a list
+    monkeypatch.setattr(Coordinator, "leases", lambda self: (held,))
+    (lease,) = bench.api.leases().items
+    assert (lease.lease_id, lease.expires_in_s) == ("l1", None)
 
 
 # --- tables

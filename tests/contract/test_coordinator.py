@@ -279,6 +279,20 @@ def test_another_device_gets_no_lease(bench: Bench) -> None:
     assert isinstance(bench.api.lease(bench.api.register(no_runtime).session_id, "ok", 0.0), Idle)
 
 
+def test_a_device_swapped_under_one_name_gets_no_lease_and_its_name_keeps_what_was_measured(bench: Bench) -> None:
+    alice, lease = bench.join()
+    swapped = replace(HELLO, fingerprint=Fingerprint(device="toy", facts=(("cpu.model", "another"),)))
+    again = bench.api.register(replace(swapped, name="alice"))
+    assert isinstance(bench.api.lease(again.session_id, "ok", 0.0), Idle)
+    assert bench.api.report(_report(alice, lease)).stop, "what the old device measured is its own session's"
+    assert {visit.session_id for visit in bench.store.raw_visits([SPEC.key])} == {alice}
+    told = {state.session_id: state.fingerprint.env_id for state in bench.store.agents()}
+    assert told == {again.session_id: swapped.fingerprint.env_id}
+    assert bench.store.session(alice).fingerprint.env_id == FINGERPRINT.env_id
+    back = bench.api.register(HELLO)
+    assert bench.lease(back.session_id).epoch > lease.epoch
+
+
 def test_a_lease_that_expires_goes_to_the_next_agent(bench: Bench) -> None:
     _, lost = bench.join("alice")
     bench.now_s += TTL_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +30,9 @@ from lutbuilder_agent.graph import ACTS, LAYER_KINDS, Layer, LayerGraph, layer_w
 from lutbuilder_agent.records import RuntimeReport
 from lutbuilder_agent.reference import example_input
 from lutbuilder_agent.runtimes import ALIASES, RUNTIMES, Runtime, entry, load
+from lutbuilder_agent.runtimes import probe as probe_module
 from lutbuilder_agent.runtimes.probe import PROBE_GRAPH, probe, probe_all, probe_artifact
+from lutbuilder_agent.runtimes.simulated import SimulatedRuntime
 from tests.strategies import layer_graphs, op_specs
 
 MBCONV = OpSpec(kind="mbconv", in_channels=8, out_channels=8, height=6, width=6, mid_channels=24, kernel=5, act="relu6")
@@ -512,6 +515,31 @@ def test_a_probe_reports_the_runtimes_own_words() -> None:
     assert not report.available
     assert "told not to support" in report.reason
     assert (report.timer_overhead_ns, report.timer_quantum_ns) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda y: y[..., :1], "output of shape (1, 2, 8, 1) here, not (1, 2, 8, 8)"),
+        (lambda y: y[:, :, 1:], "output of shape (1, 2, 7, 8) here, not (1, 2, 8, 8)"),
+        (lambda y: y + 0.01, "wrong output here: off by 0.01"),
+        (lambda y: y * np.nan, "wrong output here: off by nan"),
+    ],
+)
+def test_a_probe_turns_down_a_runtime_that_computes_something_else(
+    spoil: Callable[[Any], Any], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(SimulatedRuntime):
+        def prepare(self, artifact: bytes, *, instance: int) -> Any:
+            prepared = super().prepare(artifact, instance=instance)
+            right = prepared.run
+            prepared.run = lambda x: spoil(right(x))  # type: ignore[method-assign]  # the fault to be found
+            return prepared
+
+    monkeypatch.setattr(probe_module, "load", lambda name, **given: Wrong(threads=1, options={}))
+    assert probe_module.main(["simulated"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["version"], says in answer["reason"]) == ("", True), answer["reason"]
 
 
 def test_a_probe_of_an_alias_reports_the_canonical_name() -> None:

@@ -495,6 +495,44 @@ def test_a_second_rotation_waits_for_the_first_unless_nothing_old_shall_be_trust
     trust.rotate(by="test")
 
 
+def test_the_key_of_a_ca_is_removed_when_it_is_trusted_no_more_and_not_before(lab, trust):
+    (old,) = trust.folder.glob("ca-*.pem")
+    trust.server_certificate()
+    trust.rotate(by="test")
+    new = set(trust.folder.glob("ca-*.pem")) - {old}
+    (trust.folder / "server.pem").unlink()
+    assert lab.open().pin.startswith(f"sha256:{old.stem[3:]}")  # everyone knows it: it signs a new certificate
+    lab.now_s += OVERLAP_S + 1
+    trust.server_certificate()  # as before every connection
+    assert set(trust.folder.glob("ca-*.pem")) == new
+
+
+def test_a_coordinator_that_was_off_when_the_overlap_ended_removes_the_old_key_when_it_starts(lab, trust):
+    (old,) = trust.folder.glob("ca-*.pem")
+    trust.rotate(by="test")
+    assert old.exists()
+    lab.now_s += OVERLAP_S + 1
+    lab.open()
+    assert not old.exists()
+
+
+def test_a_ca_that_is_distrusted_at_once_leaves_no_key_in_the_folder_nor_in_memory(lab, trust):
+    (old,) = trust.folder.glob("ca-*.pem")
+    trust.rotate(0.0, by="test")
+    assert not old.exists()
+    assert len(list(trust.folder.glob("ca-*.pem"))) == 1
+    assert set(trust._keys) <= {ca.sha256 for ca in trust._ledger.cas(now_s=lab.now_s)}
+
+
+def test_the_key_of_a_ca_that_this_store_never_saw_is_left_alone(lab, trust):
+    other = certificates.make_ca(now_s=lab.now_s)
+    foreign = trust.folder / f"ca-{other.sha256[:16]}.pem"
+    foreign.write_text(other.key + other.certificate)
+    foreign.chmod(0o600)
+    trust.rotate(0.0, by="test")
+    assert foreign.exists()
+
+
 def test_a_lost_ca_key_is_mended_by_a_new_ca(lab, trust):
     (path,) = trust.folder.glob("ca-*.pem")
     path.unlink()

@@ -40,8 +40,7 @@ class LabDesk(Desk):
     def paste(self, line: str, *, stdin: str = "") -> Ended:
         """Type a line into a shell."""
         done = subprocess.run(
-            line,
-            shell=True,
+            [*self.within, "sh", "-c", line],
             env=self.env,
             cwd=self.folder,
             input=stdin,
@@ -63,10 +62,12 @@ class LabDesk(Desk):
 
     def serve(self, *words: str) -> dict:
         """Start a coordinator with TLS and return what it says of itself."""
-        process = self.start(
-            "serve", "--listen", "127.0.0.1:0", "--join", "127.0.0.1:0", "--metrics", "off", "--tls", "--json",
-            "--state-dir", str(self.state), "--luts", str(self.luts), *words,
-        )  # fmt: skip  # an option and its value share a line
+        return self.serve_at("--listen", "127.0.0.1:0", "--join", "127.0.0.1:0", "--tls", *words)
+
+    def serve_at(self, *words: str) -> dict:
+        """The same without a word about where it listens, and how."""
+        folders = ("--state-dir", str(self.state), "--luts", str(self.luts))
+        process = self.start("serve", "--metrics", "off", "--json", *folders, *words)
         assert process.stdout is not None
         said = ""
         while not said.endswith("\n}\n"):

@@ -67,6 +67,13 @@ def names_of(lab: Lab) -> set[str]:
     return {agent["name"] for agent in lab.ask("agents")["agents"]}
 
 
+def with_tls(lab: Lab) -> tuple[str, str]:
+    """Start a coordinator with TLS; return a token for one agent, and the CA's pin."""
+    lab.serve("--tls", "--join", "127.0.0.1:0")
+    words = lab.told["join_line"].split()
+    return words[words.index("--token") + 1], words[words.index("--ca") + 1]
+
+
 # --- all of them
 
 
@@ -97,25 +104,13 @@ def test_agents_listen_nowhere(launch: Path) -> None:
 def test_the_script_of_a_node_joins_once_and_runs_under_its_name(
     lab: Lab, launch: Path, programs: Path, tmp_path: Path
 ) -> None:
-    process = lab.start(*lab.serving, "--tls", "--join", "127.0.0.1:0")
-    assert process.stdout is not None
-    told: dict[str, Any] = {}
-    text = ""
-    while not text.endswith("}\n"):
-        line = process.stdout.readline()
-        assert line, lab.ended(process).err
-        text += line
-    import json
-
-    told = json.loads(text)
-    words = told["join_line"].split()
-    token, ca = words[words.index("--token") + 1], words[words.index("--ca") + 1]
+    token, ca = with_tls(lab)
     (tmp_path / "token").write_text(token, encoding="utf-8")
     joining = environ(
         lab,
         programs,
-        LUTBUILDER_COORDINATOR=told["address"],
-        LUTBUILDER_JOIN=told["join"],
+        LUTBUILDER_COORDINATOR=lab.address,
+        LUTBUILDER_JOIN=lab.told["join"],
         LUTBUILDER_CA=ca,
         LUTBUILDER_TOKEN_FILE=str(tmp_path / "token"),
         LUTBUILDER_AGENT_NAME="node-1",
@@ -314,7 +309,7 @@ def test_pods_keep_secrets_in_secrets_and_run_with_no_rights(launch: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # the first run installs Ray
-def test_a_ray_script_starts_an_agent_on_a_node_that_matches(
+def test_a_ray_script_joins_from_a_node_that_matches_and_ends_its_agent_gently(
     lab: Lab, launch: Path, programs: Path, root: Path, tmp_path: Path
 ) -> None:
     built = subprocess.run(
@@ -322,7 +317,8 @@ def test_a_ray_script_starts_an_agent_on_a_node_that_matches(
     )
     assert built.returncode == 0, built.stderr
     python = Path(built.stdout.strip())
-    lab.serve()
+    token, ca = with_tls(lab)
+    (tmp_path / "token").write_text(f"{token}\n", encoding="utf-8")
     short = Path("/tmp") / f"lb-ray-{os.getpid()}"  # Ray's sockets lie below it, and their paths must be short
     env = environ(lab, programs, RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
     ray = [
@@ -331,19 +327,39 @@ def test_a_ray_script_starts_an_agent_on_a_node_that_matches(
         "--object-store-memory", "80000000", "--temp-dir", str(short),
     ]  # fmt: skip  # a command line
     head = subprocess.Popen(ray, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    job = [
+        str(python), str(launch / "ray" / "agents.py"), "--coordinator", lab.address, "--join", lab.told["join"],
+        "--ca", ca, "--token-file", str(tmp_path / "token"), "--cpus", "1", "--prefix", "ray",
+        "--resource", "measure=1", "--", "--runtimes", "simulated",
+    ]  # fmt: skip  # a command line
+
+    def known() -> list[tuple[str, str]]:
+        with lab.store() as store:
+            return [(agent.name, agent.session_id) for agent in store.agents()]
+
     try:
         until((short / "ray_current_cluster").exists)
-        options = ("--coordinator", lab.address, "--cpus", "1", "--prefix", "ray")
-        run = [str(python), str(launch / "ray" / "agents.py"), *options]
+        env["RAY_ADDRESS"] = (short / "ray_current_cluster").read_text(encoding="utf-8").strip()
         done = subprocess.run(
-            [*run, "--resource", "measure=1", "--", "--exit-when-idle", "--runtimes", "simulated"],
-            env={**env, "RAY_ADDRESS": (short / "ray_current_cluster").read_text(encoding="utf-8").strip()},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip  # a command and where it runs
+            [*job, "--exit-when-idle"], env=env, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"ray-\S+ ended with 0", done.stdout), done.stdout
-        (name,) = names_of(lab)
+        assert token not in done.stdout + done.stderr
+        ((name, first),) = known()
         assert name.startswith("ray-")
+
+        # The token is used up: the node goes in with the certificate it has. Then as `ray job stop` ends it.
+        running = subprocess.Popen(job, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            until(lambda: running.poll() is not None or known() != [(name, first)])
+            running.terminate()
+            said, _ = running.communicate(timeout=PATIENCE_S)
+        finally:
+            running.kill()
+            running.wait()
+        assert running.returncode == 130, said
+        assert f"told to end; the agents ended with {128 + signal.SIGTERM}" in said
     finally:
         head.terminate()
         try:

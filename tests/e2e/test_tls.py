@@ -105,7 +105,8 @@ def test_a_key_made_here_never_crosses_the_wire(lab, monkeypatch):
     monkeypatch.setattr(lab.trust.__class__, "join", spying)
     identity = joined(lab)
     assert [(bool(csr), key) for csr, key in seen] == [(True, "")]
-    monkeypatch.setattr(trust, "new_key", lambda name: ("", b""))  # as where cryptography is not installed
+    # As where cryptography is not installed.
+    monkeypatch.setattr("lutbuilder_agent.trust.joining.new_key", lambda name: ("", b""))
     without = joined(lab, "bob")
     assert [(bool(csr), key) for csr, key in seen[1:]] == [(False, without.key)]
     assert identity.key != without.key
@@ -216,7 +217,7 @@ def test_a_coordinator_that_is_away_may_come_back(lab):
 
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up(lab, monkeypatch):
-    monkeypatch.setattr(trust, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr("lutbuilder_agent.trust.handshake._PATIENCE_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         assert type(error_of(lambda: trust.pinned_ca(address, lab.trust.pin))) is Unreachable

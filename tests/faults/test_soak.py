@@ -12,16 +12,19 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lutbuilder.control.client import dial
 from lutbuilder.lut import Lut, Row
 from lutbuilder_agent.records import Timing
 from tests.desk import Desk
 from tests.fleet import Lab
 
-KILLS = int(os.environ.get("LUTBUILDER_SOAK", "8"))
+KILLS = int(os.environ.get("LUTBUILDER_SOAK", "4"))
 SEED = int(os.environ.get("LUTBUILDER_SOAK_SEED", "1"))
+ROUNDS, CALM_S = (12, 0.6) if KILLS <= 4 else (60, 1.2)  # of a table; between two kills, at most
 NAMES = ("one", "two", "three")
 WORKER = "lutbuilder_agent.worker"
 QUIET = ("--precision", "0.01%", "--carriers", "0", "--runtime-option", "noise_sigma=0.003")
@@ -61,12 +64,12 @@ class Storm:
         while sum(self.kills.values()) < kills:
             if all(client.poll() is not None for client in self.batches.values()):
                 self.ask_for_more()
-            time.sleep(self.rng.uniform(0.05, 1.2))
+            time.sleep(self.rng.uniform(0.05, CALM_S))
             kind = kinds[sum(self.kills.values()) % len(kinds)]
             getattr(self, f"kill_{kind}")()
 
     def ask_for_more(self) -> None:
-        rounds = str(self.rng.randrange(40, 80))
+        rounds = str(self.rng.randrange(2 * ROUNDS // 3, 4 * ROUNDS // 3))
         for batch in range(len(self.batches) + 1, len(self.batches) + 1 + len(NAMES)):
             words = ("--bs", str(batch), "--max-rounds", rounds, *QUIET)
             self.batches[batch] = self.person.start(*self.lab.asking(self.person, *words))
@@ -111,13 +114,21 @@ def rows_of(lut: Lut) -> dict[tuple[str, str, str], Row]:
     return {row.key: row for row in lut.rows()}
 
 
+def like(row: Row) -> Any:
+    """What the latency of the same row is on another day, in ms."""
+    if row.op.kind == "identity":
+        # A call's overhead, some 0.005 ms, is what is left of calls of whole milliseconds: A + B - AB, noise and all.
+        return pytest.approx(row.latency_ms, abs=5e-3)
+    return pytest.approx(row.latency_ms, rel=0.01, abs=1e-3)
+
+
 def spooled(lab: Lab) -> list[str]:
     return [path.name for name in NAMES for path in (lab.folder / name / "spool").rglob("*") if path.is_file()]
 
 
 @pytest.mark.timeout(120 + 8 * KILLS)
 def test_whoever_is_killed_whenever_the_tables_are_those_of_a_quiet_day(lab: Lab, untroubled: Desk) -> None:
-    quiet_day = untroubled.start(*untroubled.collecting("--max-rounds", "60", *QUIET))
+    quiet_day = untroubled.start(*untroubled.collecting("--max-rounds", str(ROUNDS), *QUIET))
     storm = Storm(lab, random.Random(SEED))
     storm.blow(KILLS)
     for batch, client in storm.batches.items():
@@ -126,9 +137,10 @@ def test_whoever_is_killed_whenever_the_tables_are_those_of_a_quiet_day(lab: Lab
     assert sum(storm.kills.values()) == KILLS
     assert min(storm.kills.values()) >= KILLS // 4, "each kind was killed"
 
-    lab.wait_for(lambda: all(agent["state"] == "idle" for agent in lab.ask("agents")["agents"]))
+    with dial(lab.address, insecure_plaintext=False, warn=pytest.fail) as known:
+        lab.wait_for(lambda: {agent.phase for agent in known.agents().items} == {"idle"})
+        assert known.leases().items == ()
     storm.look()
-    assert lab.ask("leases")["leases"] == []
     assert lab.in_store(lambda store: store.active_leases() == ()), "no lease is stuck"
     assert not [name for name in spooled(lab) if name.endswith((".report", ".corrupt"))], "all was handed in"
     assert {agent.poll() for agent in storm.agents.values()} == {None}
@@ -146,8 +158,7 @@ def test_whoever_is_killed_whenever_the_tables_are_those_of_a_quiet_day(lab: Lab
             assert rows.keys() == quiet.keys()
             for key, row in rows.items():
                 if row.exec_status != "failed":
-                    # An overhead is what is left of a difference of longer times: known to a part of a microsecond.
-                    assert row.latency_ms == pytest.approx(quiet[key].latency_ms, rel=0.03, abs=1e-3), row.op.label()
+                    assert row.latency_ms == like(quiet[key]), row.op.label()
         killed = [row for row in rows.values() if row.exec_status == "failed"]
         # A worker that is killed looks out of memory, and an op it happens to on two devices is given up: as it should.
         assert all("signal 9" in str(row.reason) for row in killed), [row.reason for row in killed]

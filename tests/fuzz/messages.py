@@ -337,7 +337,7 @@ def over_loopback(seed: int, messages: int) -> Counter[str]:
             lambda server: add_security_to_server(there.trust, server),
         )
         server = closing.enter_context(serve(there.coordinator, services=services))
-        channel = closing.enter_context(open_channel(server.address, None))
+        channel: Any = closing.enter_context(open_channel(server.address, None))  # bytes in, bytes out: untyped
         calls = {
             name: channel.unary_stream(name) if there.handlers[name].response_streaming else channel.unary_unary(name)
             for name, _ in there.requests
@@ -351,7 +351,7 @@ def over_loopback(seed: int, messages: int) -> Counter[str]:
                     list(answer)
                 tally["OK"] += 1
             except grpc.RpcError as error:
-                code, told = error.code(), dict(error.trailing_metadata() or ())
+                code, told = error.code(), [each.key for each in error.trailing_metadata() or ()]
                 cut = code == _INTERNAL and "deserializing" in (error.details() or "")
                 too_large = code == grpc.StatusCode.RESOURCE_EXHAUSTED
                 if not (cut or too_large or (CODE_KEY in told and code != _INTERNAL)):

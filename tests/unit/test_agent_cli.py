@@ -239,8 +239,19 @@ def test_nobody_there_says_what_to_type_and_ends_with_the_status_of_unreachable(
     assert cli.main(["run", "--coordinator", "127.0.0.1:1", "--give-up-after", "0"]) == 68
     said = capsys.readouterr().err
     assert "127.0.0.1:1" in said
-    assert "lutbuilder-agent run --coordinator HOST:PORT" in said
+    assert "--coordinator HOST:PORT" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("folder", ["--cache-dir", "--spool-dir"])
+def test_a_folder_that_cannot_be_used_is_told_before_anybody_is_called(
+    folder: str, probed: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["run", "--coordinator", "127.0.0.1:1", folder, str(tmp_path / "file")]) == 74
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'file'}: File exists" in said
+    assert f"run with {folder} FOLDER" in said
 
 
 def test_another_protocol_prints_the_upgrade_and_ends_with_its_status(

@@ -28,6 +28,7 @@ from lutbuilder.lut import LutMeta, Row, publish
 from lutbuilder.op import OpSpec
 from lutbuilder.stats.quality import NetworkResult, ValidationReport, accuracy, deciles, excess
 from lutbuilder.stats.sessions import SessionReport
+from lutbuilder_agent.cli import _parser as agent_parser
 from lutbuilder_agent.errors import LutbuilderError, NoAgent, SpecError
 from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, RuntimeReport
 
@@ -93,6 +94,8 @@ def cli(capsys, tmp_path, monkeypatch):
         ("45", 45),
         ("0.5m", 30),
         (" 2H ", 7200),
+        ("30d", 2_592_000),
+        ("1d12h", 129_600),
         ("1.5", 1.5),
     ],
 )
@@ -104,11 +107,11 @@ def test_durations_are_read_as_people_write_them(text, seconds):
     "text", ["", "3x", "m", "1m30m", "30s1m", "-3m", "1.2.3s", ".", "..s", "1e3", "inf", "nan", "٣m"]
 )
 def test_what_is_no_duration_is_answered_with_how_to_write_one(text):
-    with pytest.raises(SpecError, match=r"--budget .* is not a duration; write it as 90s, 3m or 1h30m"):
+    with pytest.raises(SpecError, match=r"--budget .* is not a duration; write it as 90s, 1h30m or 7d"):
         values.duration_s(text, option="--budget")
 
 
-@pytest.mark.parametrize("text", ["0", "0s", "31h999h", "1000h"])
+@pytest.mark.parametrize("text", ["0", "0s", "31h999h", "1000h", "31d"])
 def test_a_budget_is_above_zero_and_finite(text):
     with pytest.raises(SpecError):
         values.duration_s(text, option="--budget")
@@ -222,12 +225,15 @@ def test_command_lines_in_the_docs_are_understood(root):
     commands = "|".join(command.name or command.callback.__name__ for command in app.registered_commands)
     groups = "|".join(group.name for group in app.registered_groups)
     for path in (root / "README.md", root / "CONTRIBUTING.md", root / "CHANGELOG.md", *(root / "docs").rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        lines = re.findall(rf"^(?:\$ )?(lutbuilder (?:{commands}|{groups})\b[^`#\n]*)", text, re.M)
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        behind = r"(?:\$ |.*/bin/|.* -- )?"  # a prompt, or what starts it somewhere else
+        lines = re.findall(rf"^{behind}(lutbuilder (?:{commands}|{groups})\b[^`#\n]*)", text, re.M)
         lines += re.findall(r"`(lutbuilder (?!--help)[^`]*--[^`]*)`", text)  # in a sentence, with options
         for line in lines:
             parse(line)
         assert lines or path.name != "README.md"
+        for line in re.findall(rf"^{behind} *(lutbuilder-agent (?:run|join|doctor)\b[^`#|\n]*)", text, re.M):
+            agent_parser().parse_args(shlex.split(line)[1:])
 
 
 def test_the_version_is_the_package_version(cli):

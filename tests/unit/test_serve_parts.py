@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from lutbuilder.control.serve import ServeOptions, serving
 from lutbuilder.coordinator.artifacts import ArtifactShelf
 from lutbuilder.coordinator.service import Coordinator, Event
 from lutbuilder.coordinator.store import Store
-from lutbuilder_agent.errors import PortInUse, SpecError, StoreError
+from lutbuilder_agent.errors import LutNotWritable, PortInUse, SpecError, StoreError
 from tests.store_examples import SPEC, session
 
 
@@ -184,6 +185,28 @@ def test_tls_and_no_tls_exclude_each_other(tmp_path: Path) -> None:
 @pytest.fixture
 def options(tmp_path: Path) -> ServeOptions:
     return ServeOptions(luts=tmp_path / "luts", listen="127.0.0.1:0", state_dir=tmp_path / "state", metrics=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        ({"advertise": "lab:7070"}, SpecError, r"--advertise 'lab:7070' is no host name .* without a port"),
+        ({"tls_names": ("lab", "bad host!")}, SpecError, r"--tls-name 'bad host!' is no host name"),
+        ({"luts": Path("/proc/none/luts")}, LutNotWritable, r"cannot put tables into /proc/none/luts: .*--luts DIR"),
+        ({"listen": "127.0.0.1:TAKEN"}, PortInUse, r"the port is in use.*--listen 127.0.0.1:0"),
+        ({"join": "127.0.0.1:TAKEN", "tls": True}, PortInUse, r"the port is in use.*--join 127.0.0.1:0"),
+        ({"listen": "192.0.2.1:7070", "tls": True}, SpecError, r"no such address.*--listen 0.0.0.0:7070"),
+    ],
+)
+def test_what_cannot_be_served_is_told_before_anything_begins(
+    options: ServeOptions, given: dict[str, Any], kind: type[Exception], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        there = {key: value.replace("TAKEN", port) if isinstance(value, str) else value for key, value in given.items()}
+        with pytest.raises(kind, match=says), serving(replace(options, **there)):
+            pytest.fail("it serves")
+    assert "add_port" not in capfd.readouterr().err, "gRPC's own words for it"
 
 
 def test_a_coordinator_has_the_same_name_at_every_start(options: ServeOptions) -> None:

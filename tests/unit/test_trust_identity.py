@@ -16,6 +16,7 @@ from lutbuilder_agent import trust
 from lutbuilder_agent.errors import NotAuthenticated, SpecError, TrustError, Unreachable
 from lutbuilder_agent.private_files import read_private, write_private
 from lutbuilder_agent.trust import RENEW_AFTER_S, RETRY_AFTER_S, Identity, Keeper, approach, identity_folder, new_key
+from lutbuilder_agent.trust.identity import identity_of
 from lutbuilder_agent.wire.join_api import Admission
 
 ADDRESS = "lab.example:7070"
@@ -114,7 +115,7 @@ def test_a_torn_file_is_refused_with_what_to_do(cut):
 def test_a_foreign_file_is_refused_never_a_crash(raw, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "foreign.pem"
     with pytest.raises(TrustError):
-        trust._identity_of(raw, path)
+        identity_of(raw, path)
 
 
 def test_no_repr_shows_the_key():
@@ -288,6 +289,14 @@ def test_loopback_without_an_identity_is_plaintext():
 def test_off_loopback_there_is_no_plaintext_by_accident():
     with pytest.raises(NotAuthenticated, match="join first"):
         approach(ADDRESS)
+
+
+def test_who_mistypes_an_address_is_told_which_ones_were_joined():
+    identity().save()
+    identity("me", address="10.0.0.1:7070", control=True).save()
+    for control, known in ((False, ADDRESS), (True, "10.0.0.1:7070")):
+        with pytest.raises(NotAuthenticated, match=rf" at lab\.exmaple:7070 \(there is one for {known}\): join first"):
+            approach("lab.exmaple:7070", control=control)
 
 
 def test_the_ugly_flag_warns_every_time_off_loopback_and_never_on_it():

@@ -40,7 +40,7 @@ class Failed(grpc.RpcError):
 @pytest.mark.parametrize(
     ("status", "kind", "line"),
     [
-        ("UNAVAILABLE", Unreachable, "lutbuilder-agent run --coordinator HOST:PORT"),
+        ("UNAVAILABLE", Unreachable, "is the address right? --coordinator HOST:PORT"),
         ("DEADLINE_EXCEEDED", Unreachable, "did not answer in time"),
         ("CANCELLED", Unreachable, "ended the call"),
         ("UNIMPLEMENTED", ProtocolMismatch, "pip install -U lutbuilder"),
@@ -86,3 +86,19 @@ def test_a_channel_that_was_closed_here_is_unreachable_and_other_value_errors_ar
     closed.set()
     with pytest.raises(Unreachable, match="closed here"), translated(ADDRESS, closed):
         raise ValueError("Cannot invoke RPC on closed channel!")
+
+
+ALL = "failed to connect to all addresses; last error: "
+
+
+@pytest.mark.parametrize(
+    ("details", "cause"),
+    [
+        (f"{ALL}UNKNOWN: ipv4:127.0.0.1:9: Failed to connect to remote host: Connection refused", "Connection refused"),
+        (f"{ALL}UNAVAILABLE: ipv6:%5B::1%5D:9: Socket closed", "Socket closed"),
+        ("DNS resolution failed for lab:7070: C-ares status is not ARES_SUCCESS", "no machine of this name is known"),
+        ("Socket closed", "Socket closed"),
+    ],
+)
+def test_of_what_grpc_says_about_a_connection_the_cause_is_told(details: str, cause: str) -> None:
+    assert str(error_from(Failed("UNAVAILABLE", details), ADDRESS)).startswith(f"nobody answers at lab:7070: {cause}")

@@ -110,7 +110,10 @@ def _run_once(name: str, options: Mapping[str, str]) -> _Found:
     runtime = load(name, threads=1, options=options)
     prepared = runtime.prepare(probe_artifact(runtime.format), instance=0)
     x = example_input(PROBE_GRAPH.shapes[0])
-    worst = float(np.abs(prepared.run(x) - evaluate(PROBE_GRAPH, x)).max())
+    found, expected = prepared.run(x), evaluate(PROBE_GRAPH, x)
+    if found.shape != expected.shape:  # numpy would stretch some shapes to fit
+        raise RuntimeUnavailable(f"runtime {name!r} gives output of shape {found.shape} here, not {expected.shape}")
+    worst = float(np.abs(found - expected).max())
     if not worst <= _TOLERANCE:
         raise RuntimeUnavailable(f"runtime {name!r} gives wrong output here: off by {worst:g} from the reference")
     prepared.timed_call()

@@ -137,8 +137,10 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
         ("grpc.max_receive_message_length", max(CONTROL_BYTES, CHUNK_BYTES) + FRAME_BYTES),
         # A restarted coordinator is found again within seconds; grpc's own ceiling is two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 1000),
         ("grpc.max_reconnect_backoff_ms", 2000),
+        # Its name notwithstanding, how long one attempt may take. Three round trips and a lost packet fit in, at half a
+        # second of delay each way; what is refused is tried again at once.
+        ("grpc.min_reconnect_backoff_ms", 5000),
     ]
     if is_loopback(address):
         options.append(("grpc.enable_http_proxy", 0))  # an http_proxy of the environment cannot reach our loopback

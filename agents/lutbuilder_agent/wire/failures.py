@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ Explain = Callable[
     [], LutbuilderError | None
 ]  # what is wrong with a connection, if anything that waiting does not heal
 _RESET = "RST_STREAM"
+# What gRPC puts in front of the one thing that happened, e.g. "Connection refused".
+_BEFORE_THE_CAUSE = re.compile(
+    r"failed to connect to all addresses; last error: [A-Z_]+: (?:ipv[46]:\S+: )?"
+    r"(?:Failed to connect to remote host: )?"
+)
 
 
 def never_explained() -> LutbuilderError | None:
@@ -52,9 +58,9 @@ def error_from(error: Any, address: str, explain: Explain = never_explained) -> 
                 value if isinstance(value, str) else value.decode("ascii", "replace"), error.details() or ""
             )
     status, details = error.code(), error.details() or "no details"
-    again = "is it running, and is the address right? lutbuilder-agent run --coordinator HOST:PORT"
+    again = "is it running there (lutbuilder serve), and is the address right? --coordinator HOST:PORT"
     if status == grpc.StatusCode.UNAVAILABLE:
-        return explain() or Unreachable(f"nobody answers at {address}: {details}; {again}")
+        return explain() or Unreachable(f"nobody answers at {address}: {_cause(details)}; {again}")
     if status == grpc.StatusCode.CANCELLED or (status == grpc.StatusCode.INTERNAL and _RESET in details):
         return Unreachable(f"{address} ended the call: {details}; {again}")
     if status == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -80,3 +86,10 @@ def error_from(error: Any, address: str, explain: Explain = never_explained) -> 
             f"{REPORT_BYTES} bytes, all else {CONTROL_BYTES}. Measure fewer ops at once: lutbuilder collect --max-ops N"
         )
     return WireError(f"{address} answered {status.name}: {details}")
+
+
+def _cause(details: str) -> str:
+    """Return what happened to a connection, without the path that gRPC took to it."""
+    if details.startswith("DNS resolution failed"):
+        return "no machine of this name is known here (DNS)"
+    return _BEFORE_THE_CAUSE.sub("", details)[:300]

@@ -50,6 +50,7 @@ class Board:
         self.shut_down = False
         self.closing = False
         self.overslept: Callable[[], bool] = lambda: False  # this process was stopped and does not know it yet
+        self.look_around: Callable[[], None] = lambda: None  # an op failed: see which agents there are
         self.on_event: list[Callable[[Event], None]] = []
         self._events: list[Event] = []
         self._things = 0  # counts the changes that may give a waiting agent work

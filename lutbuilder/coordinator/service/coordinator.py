@@ -83,6 +83,7 @@ class Coordinator:
         self._offered = offered
         self._announced = bool(coordinator_id)
         self._board = Board(store, owner=coordinator_id or new_id(), ttl_s=ttl_s, clock=clock, wall_clock=wall_clock)
+        self._board.look_around = self._look_around
         self._granting = Granting(self._board, artifacts, narrow, new_id)
         self._reports = Reports(self._board, decide)
         self._clock = clock
@@ -253,10 +254,19 @@ class Coordinator:
         """Whoever has registered may be alive: of a process that has just begun, and where others coordinate, too."""
         now_s = self._clock()
         self._began_s = now_s if self._began_s is None else self._began_s
-        elsewhere = any(now_s - since_s < self.ttl_s for _, since_s in self._beats.values())
-        if now_s >= self._presumed_s + _PRESUME_S and (elsewhere or now_s == self._began_s):
+        if now_s >= self._presumed_s + _PRESUME_S and (now_s == self._began_s or self._others_coordinate()):
             self._presumed_s = now_s
             self._board.fleet.presume(self._store.agents(), now_s + SILENT_S)
+
+    def _look_around(self) -> None:
+        """Do so now: an op failed, and who could try it may have come to another coordinator a moment ago."""
+        if self._others_coordinate():
+            self._presumed_s = self._clock()
+            self._board.fleet.presume(self._store.agents(), self._presumed_s + SILENT_S)
+
+    def _others_coordinate(self) -> bool:
+        now_s = self._clock()
+        return any(now_s - since_s < self.ttl_s for _, since_s in self._beats.values())
 
     def slept(self, seconds: float) -> None:
         """Judge nobody by this time: this process was stopped and could hear nobody."""

@@ -61,6 +61,7 @@ class Reports:
             board.campaigns.measured(report.campaign_id, report.round_ns)
         if report.failures:
             board.campaigns.changed(report.campaign_id)
+            board.look_around()
         live = board.fleet.of_session(report.session_id)
         name = board.store.session(report.session_id).name if live is None else live.state.name
         board.touch(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lutbuilder.coordinator.ports import check_free, in_use
 from lutbuilder.coordinator.service.coordinator import Coordinator
-from lutbuilder_agent.errors import PortInUse, SpecError, StoreError
+from lutbuilder_agent.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
     import grpc
@@ -128,7 +127,7 @@ def serve(
             f"cannot listen on {address}: without TLS only loopback is served. Listen on 127.0.0.1:{port} and bring "
             f"the port to the device with ssh -R {port}:127.0.0.1:{port} DEVICE"
         )
-    _check_free(host, int(port))
+    check_free(address, option="--listen")
     threads = ThreadPoolExecutor(coordinator.max_waiting + 16, thread_name_prefix="lutbuilder-call")
     server = grpc.server(threads, interceptors=list(interceptors), options=SERVER_OPTIONS)
     add_to_server(coordinator, server)
@@ -139,34 +138,12 @@ def serve(
             taken = server.add_insecure_port(address)
         else:
             taken = server.add_secure_port(address, credentials)
-    except RuntimeError as error:  # somebody was faster than we after _check_free
-        raise _in_use(address) from error
+    except RuntimeError as error:  # somebody was faster than we after check_free
+        raise in_use(address, option="--listen") from error
     if not taken:  # the same, as grpcio before 1.60 says it
-        raise _in_use(address)
+        raise in_use(address, option="--listen")
     server.start()
     keeper = _KeeperThread(
         Keeper(coordinator, min(_SLOWEST_TICK_S, coordinator.ttl_s / 8) if tick_s is None else tick_s)
     )
     return RunningServer(f"{host}:{taken}", coordinator, server, threads, keeper)
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raise PortInUse or SpecError if one cannot listen there; gRPC itself only says that it failed, and logs noise."""
-    name = host.strip("[]")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
-            probe.bind(where)
-            probe.listen(1)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise _in_use(f"{host}:{port}") from error
-        raise SpecError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def _in_use(address: str) -> PortInUse:
-    return PortInUse(
-        f"cannot listen on {address}: the port is in use, perhaps by another lutbuilder; "
-        f"choose another, or any free one: --listen {address.rpartition(':')[0]}:0"
-    )

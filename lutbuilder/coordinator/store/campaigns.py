@@ -15,6 +15,18 @@ from lutbuilder.coordinator.store.failures import failures_of
 from lutbuilder.coordinator.store.schema import batch_rounds, batches, campaigns, drops, leases
 from lutbuilder.coordinator.store.states import CampaignPhase, CampaignState
 
+# What is asked before every lease. Made once: making a statement takes longer than carrying it out.
+_CAMPAIGN: sa.BindParameter[str] = sa.bindparam("campaign")
+_ONE = sa.select(campaigns).where(campaigns.c.campaign_id == _CAMPAIGN)
+_PHASE = sa.select(campaigns.c.state).where(campaigns.c.campaign_id == _CAMPAIGN)
+_DONE = sa.select(batches.c.batch).where(batches.c.campaign_id == _CAMPAIGN)
+_ROUNDS = sa.select(batch_rounds.c.batch, batch_rounds.c.rounds).where(batch_rounds.c.campaign_id == _CAMPAIGN)
+_DROPPED = sa.select(drops.c.op_id).where(drops.c.campaign_id == _CAMPAIGN)
+_IS_DONE = _DONE.where(batches.c.batch == sa.bindparam("batch_"))
+_END_LEASES = leases.update().where(leases.c.campaign_id == _CAMPAIGN, leases.c.state == "active")
+_END_LEASES = _END_LEASES.values(state=sa.bindparam("how"), ended_s=sa.bindparam("now"))
+_END_LEASES_OF_BATCH = _END_LEASES.where(leases.c.batch == sa.bindparam("batch_"))
+
 
 class Campaigns(Part):
     """The campaigns of a store."""
@@ -52,7 +64,7 @@ class Campaigns(Part):
     def campaign(self, campaign_id: str) -> CampaignState:
         """Return a campaign and how far it is. Raises UnknownName."""
         with self._db.reading() as connection:
-            row = connection.execute(sa.select(campaigns).where(campaigns.c.campaign_id == campaign_id)).first()
+            row = connection.execute(_ONE, {"campaign": campaign_id}).first()
         if row is None:
             raise self._db.unknown_campaign(campaign_id)
         return self._state(row)
@@ -79,24 +91,19 @@ class Campaigns(Part):
                     .where(campaigns.c.campaign_id == campaign_id)
                     .values(state=state, reason=reason, finished_s=now_s)
                 )
-                connection.execute(
-                    leases.update()
-                    .where(leases.c.campaign_id == campaign_id, leases.c.state == "active")
-                    .values(state=state, ended_s=now_s)
-                )
+                connection.execute(_END_LEASES, {"campaign": campaign_id, "how": state, "now": now_s})
 
     @retried
     def progress(self, campaign_id: str) -> CampaignProgress:
         """Return what decides what is still to be leased. Raises UnknownName."""
         with self._db.reading() as connection:
-            row = connection.execute(sa.select(campaigns).where(campaigns.c.campaign_id == campaign_id)).first()
+            here = {"campaign": campaign_id}
+            row = connection.execute(_ONE, here).first()
             if row is None:
                 raise self._db.unknown_campaign(campaign_id)
-            done = connection.scalars(sa.select(batches.c.batch).where(batches.c.campaign_id == campaign_id)).all()
-            rounds = connection.execute(
-                sa.select(batch_rounds.c.batch, batch_rounds.c.rounds).where(batch_rounds.c.campaign_id == campaign_id)
-            ).all()
-            dropped = connection.scalars(sa.select(drops.c.op_id).where(drops.c.campaign_id == campaign_id)).all()
+            done = connection.scalars(_DONE, here).all()
+            rounds = connection.execute(_ROUNDS, here).all()
+            dropped = connection.scalars(_DROPPED, here).all()
             failures = failures_of(connection, campaign_id)
         return CampaignProgress(
             campaign_id=campaign_id,
@@ -142,9 +149,7 @@ class Campaigns(Part):
 
 def phase_of(database: Database, connection: sa.Connection, campaign_id: str) -> CampaignPhase:
     """Return a campaign's state. Raises UnknownName."""
-    phase: CampaignPhase | None = connection.scalar(
-        sa.select(campaigns.c.state).where(campaigns.c.campaign_id == campaign_id)
-    )
+    phase: CampaignPhase | None = connection.scalar(_PHASE, {"campaign": campaign_id})
     if phase is None:
         raise database.unknown_campaign(campaign_id)
     return phase
@@ -152,13 +157,9 @@ def phase_of(database: Database, connection: sa.Connection, campaign_id: str) ->
 
 def finish_batch(connection: sa.Connection, campaign_id: str, batch: int, reason: str, now_s: float) -> None:
     """Write down that a batch is done, and end its leases; one that is done keeps its first reason."""
-    here = (batches.c.campaign_id == campaign_id, batches.c.batch == batch)
-    if connection.execute(sa.select(batches.c.batch).where(*here)).first() is None:
+    here = {"campaign": campaign_id, "batch_": batch}
+    if connection.execute(_IS_DONE, here).first() is None:
         connection.execute(
             batches.insert().values(campaign_id=campaign_id, batch=batch, reason=reason, finished_s=now_s)
         )
-    connection.execute(
-        leases.update()
-        .where(leases.c.campaign_id == campaign_id, leases.c.batch == batch, leases.c.state == "active")
-        .values(state="done", ended_s=now_s)
-    )
+    connection.execute(_END_LEASES_OF_BATCH, {**here, "how": "done", "now": now_s})

@@ -10,6 +10,14 @@ from lutbuilder.coordinator.store.engine import Part, retried
 from lutbuilder.coordinator.store.schema import campaigns, coordinators, jobs, leases
 from lutbuilder.coordinator.store.states import StoreCounts
 
+# What every tick asks. Made once: making a statement takes longer than carrying it out.
+_BEAT = (
+    coordinators.update()
+    .where(coordinators.c.coordinator_id == sa.bindparam("owner_"))
+    .values(beat=coordinators.c.beat + 1)
+)
+_ALL = sa.select(coordinators)
+
 
 class Coordinators(Part):
     """The coordinators of a store, and how much there is for them."""
@@ -18,16 +26,14 @@ class Coordinators(Part):
     def beat_coordinator(self, owner: str) -> None:
         """Say that a coordinator lives. One whose beat stands still for long, on the reader's own clock, is dead."""
         with self._db.writing() as connection:
-            here = coordinators.c.coordinator_id == owner
-            counted = connection.execute(coordinators.update().where(here).values(beat=coordinators.c.beat + 1))
-            if not counted.rowcount:
+            if not connection.execute(_BEAT, {"owner_": owner}).rowcount:
                 connection.execute(coordinators.insert().values(coordinator_id=owner, beat=1))
 
     @retried
     def coordinators(self) -> Mapping[str, int]:
         """Return the beat of every coordinator that has not gone."""
         with self._db.reading() as connection:
-            return {row.coordinator_id: row.beat for row in connection.execute(sa.select(coordinators))}
+            return {row.coordinator_id: row.beat for row in connection.execute(_ALL)}
 
     @retried
     def forget_coordinator(self, owner: str) -> None:

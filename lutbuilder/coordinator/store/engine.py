@@ -78,8 +78,8 @@ class Database(ABC):
     def unknown_campaign(self, campaign_id: str) -> UnknownName:
         """The error for a campaign this store never saw."""
         return UnknownName(
-            f"campaign {campaign_id} is not in {self.where}: it belongs to another store; start its coordinator with "
-            "LUTBUILDER_STATE set to that store's folder"
+            f"campaign {campaign_id} is not in {self.where}; those that are: lutbuilder campaigns. If it is of another "
+            "store, start its coordinator with that one: --state-dir DIR or --store URL"
         )
 
     def unknown_session(self, session_id: str) -> UnknownSession:

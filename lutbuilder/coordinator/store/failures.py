@@ -14,6 +14,14 @@ from lutbuilder.coordinator.store.states import FailureOccasion
 from lutbuilder_agent.errors import UnknownName
 from lutbuilder_agent.records import Failure, OpId
 
+# Asked before every lease. Made once: making a statement takes longer than carrying it out.
+_THAT_COUNT = (
+    sa.select(failures.c.op_id, failures.c.reason, failures.c.detail, sessions.c.agent)
+    .outerjoin(sessions, sessions.c.session_id == failures.c.session_id)
+    .where(failures.c.campaign_id == sa.bindparam("campaign"), failures.c.excused.is_(False))
+    .order_by(failures.c.failure_no)
+)
+
 
 class Failures(Part):
     """The failures of a store's campaigns."""
@@ -70,7 +78,8 @@ class Failures(Part):
             here = sa.and_(failures.c.campaign_id == campaign_id, failures.c.op_id == op_id)
             if not exists(connection, here):
                 raise UnknownName(
-                    f"op {op_id} never failed in campaign {campaign_id}: those that did: lutbuilder campaigns --json"
+                    f"op {op_id} never failed in campaign {campaign_id}; those that did: lutbuilder campaigns show "
+                    f"{campaign_id}"
                 )
             _excuse(connection, campaign_id, (op_id,), "")
             active = sa.select(campaigns.c.campaign_id).where(campaigns.c.state == "active")
@@ -102,12 +111,7 @@ class Failures(Part):
 
 def failures_of(connection: sa.Connection, campaign_id: str) -> tuple[StoredFailure, ...]:
     """Return what `Failures.failures` returns."""
-    rows = connection.execute(
-        sa.select(failures.c.op_id, failures.c.reason, failures.c.detail, sessions.c.agent)
-        .outerjoin(sessions, sessions.c.session_id == failures.c.session_id)
-        .where(failures.c.campaign_id == campaign_id, failures.c.excused.is_(False))
-        .order_by(failures.c.failure_no)
-    ).all()
+    rows = connection.execute(_THAT_COUNT, {"campaign": campaign_id}).all()
     by_op: dict[OpId, list[Any]] = {}
     for row in rows:
         by_op.setdefault(row.op_id, []).append(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,12 +57,12 @@ _KNOWN = (
     )
     .where(campaigns.c.campaign_id == _CAMPAIGN)
 )
-_VISITS_OF_ROUNDS = sa.select(
-    visits.c.round, visits.c.op_id, visits.c.place, visits.c.instance, visits.c.start_ns, visits.c.samples
+_VISITS_OF_ROUND = sa.select(
+    visits.c.op_id, visits.c.place, visits.c.instance, visits.c.start_ns, visits.c.samples
 ).where(
     visits.c.campaign_id == _CAMPAIGN,
     visits.c.session_id == _SESSION,
-    visits.c.round.in_(sa.bindparam("rounds", expanding=True)),
+    visits.c.round == sa.bindparam("round_"),
 )
 _INSERT_VISITS = visits.insert()
 _INSERT_REPORT = reports.insert()
@@ -72,9 +73,9 @@ _COUNT = (
     campaigns.update()
     .where(campaigns.c.campaign_id == _CAMPAIGN)
     .values(
-        rounds=campaigns.c.rounds + sa.bindparam("more"),
-        measured_ns=campaigns.c.measured_ns + sa.bindparam("round_ns_"),
-        timed_ns=campaigns.c.timed_ns + sa.bindparam("timed_ns_"),
+        rounds=campaigns.c.rounds + sa.bindparam("rounds_"),
+        measured_ns=campaigns.c.measured_ns + sa.bindparam("measured"),
+        timed_ns=campaigns.c.timed_ns + sa.bindparam("timed"),
         next_round=sa.bindparam("next"),
     )
 )
@@ -82,7 +83,7 @@ _HEARD = sessions.update().where(sessions.c.session_id == _SESSION).values(last_
 _COUNT_BATCH = (
     batch_rounds.update()
     .where(batch_rounds.c.campaign_id == _CAMPAIGN, batch_rounds.c.batch == sa.bindparam("batch_"))
-    .values(rounds=batch_rounds.c.rounds + 1)
+    .values(rounds=batch_rounds.c.rounds + sa.bindparam("rounds_"))
 )
 
 
@@ -138,67 +139,15 @@ class Reports(Part):
         """Commit reports in one transaction, those that are refused left out; each learns what came of it."""
         outcomes: list[CommitResult | LutbuilderError] = []
         with self._db.writing() as connection:
+            sitting = _Sitting(self._db, connection)
             for waiting in together:
                 try:
-                    outcomes.append(self._committed(connection, waiting.report, waiting.now_s))
-                except (UnknownName, UnknownSession) as refused:  # before anything of it was written
+                    outcomes.append(sitting.take(waiting.report, waiting.now_s))
+                except (UnknownName, UnknownSession) as refused:  # before anything of it was taken
                     outcomes.append(refused)
+            sitting.write()
         for waiting, outcome in zip(together, outcomes, strict=True):
             waiting.outcome = outcome
-
-    def _committed(self, connection: sa.Connection, report: Report, now_s: float) -> CommitResult:
-        ids = {
-            "campaign": report.campaign_id,
-            "session": report.session_id,
-            "lease": report.lease_id,
-            "report": report.report_id,
-        }
-        known = connection.execute(_KNOWN, ids).first()
-        if known is None:
-            raise self._db.unknown_campaign(report.campaign_id)
-        if known.session_known is None:
-            raise self._db.unknown_session(report.session_id)
-        late = (known.lease_state, known.epoch, known.lease_session) != (
-            "active",
-            report.lease_epoch,
-            report.session_id,
-        )
-        new, repeated, odd = _new_visits(connection, report)
-        if new:
-            connection.execute(_INSERT_VISITS, new)
-        _keep_conflicts(connection, odd)
-        failures_new = insert_failures(connection, report.campaign_id, report.session_id, report.failures)
-        if known.report_id is None:
-            _count(connection, report, known.batch, next_round=known.next_round, now_s=now_s)
-            connection.execute(
-                _INSERT_REPORT,
-                {
-                    "report_id": report.report_id,
-                    "campaign_id": report.campaign_id,
-                    "session_id": report.session_id,
-                    "lease_id": report.lease_id,
-                    "lease_epoch": report.lease_epoch,
-                    "batch": known.batch,
-                    "round": report.round,
-                    "late": late,
-                    "before": _conditions_text(report.before),
-                    "after": _conditions_text(report.after),
-                    "round_ns": report.round_ns,
-                    "timed_ns": report.timed_ns,
-                    "committed_s": now_s,
-                },
-            )
-        return CommitResult(
-            n_new=len(new),
-            n_repeated=repeated,
-            n_conflicts=len(odd),
-            late=late,
-            repeated_report=known.report_id is not None,
-            decision=None if known.decision is None else _decision(known.decision),
-            campaign_active=known.state == "active",
-            failures_new=failures_new,
-            batch=known.batch,
-        )
 
     @retried
     def record_decision(self, report: Report, decision: Decision, *, finished_batch: int | None, now_s: float) -> None:
@@ -261,61 +210,174 @@ def timing_of(row: Any) -> Timing:
     )
 
 
-def _count(connection: sa.Connection, report: Report, batch: int | None, *, next_round: int, now_s: float) -> None:
-    """Add a report that is about to be inserted to the running sums."""
-    here = {"campaign": report.campaign_id, "session": report.session_id, "batch_": batch, "now": now_s}
-    batches_of_round = set(connection.scalars(_BATCHES_OF_ROUND, {**here, "round_": report.round}))
-    highest = max([report.round, *(timing.round for timing in report.timings)])
-    sums = {
-        "more": 0 if batches_of_round else 1,
-        "round_ns_": report.round_ns,
-        "timed_ns_": report.timed_ns,
-        "next": max(next_round, highest + 1),
-    }
-    connection.execute(_COUNT, {**here, **sums})
-    connection.execute(_HEARD, here)
-    if batch is None or batch in batches_of_round:
-        return
-    if not connection.execute(_COUNT_BATCH, here).rowcount:
-        connection.execute(batch_rounds.insert().values(campaign_id=report.campaign_id, batch=batch, rounds=1))
+_Payload = tuple[int, int, bytes]
 
 
-def _new_visits(connection: sa.Connection, report: Report) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
-    """Return (rows to insert, how many were there already, conflicting rows)."""
-    rounds = sorted({timing.round for timing in report.timings})
-    given = {"campaign": report.campaign_id, "session": report.session_id, "rounds": rounds}
-    there: dict[tuple[int, str, int], tuple[int, int, bytes]] = {
-        (row.round, row.op_id, row.place): (row.instance, row.start_ns, row.samples)
-        for row in connection.execute(_VISITS_OF_ROUNDS, given)
-    }
-    new: list[dict[str, Any]] = []
-    odd: list[dict[str, Any]] = []
-    repeated = 0
-    for timing in report.timings:
-        key = (timing.round, timing.op_id, timing.order)
-        payload = (timing.instance, timing.start_ns, samples.pack(timing))
-        row = {
-            "campaign_id": report.campaign_id,
-            "session_id": report.session_id,
-            "round": timing.round,
-            "op_id": timing.op_id,
-            "place": timing.order,
-            "instance": timing.instance,
-            "start_ns": timing.start_ns,
-            "samples": payload[2],
+@dataclass(slots=True)
+class _Sums:
+    """What reports add to their campaign. Mutable: it is added up."""
+
+    next_round: int
+    rounds: int = 0
+    measured_ns: int = 0
+    timed_ns: int = 0
+
+
+class _Sitting:
+    """The reports of one transaction: each is held against the store and those before it; then all are written.
+
+    Statements cost more than rows: what every report adds is kept here and written at once.
+    """
+
+    def __init__(self, database: Database, connection: sa.Connection) -> None:
+        self._db = database
+        self._connection = connection
+        self._there: dict[tuple[str, str, int], dict[tuple[str, int], _Payload]] = {}
+        self._batches: dict[tuple[str, str, int], set[int | None]] = {}
+        self._visits: list[dict[str, Any]] = []
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._sums: dict[str, _Sums] = {}
+        self._batch_rounds: Counter[tuple[str, int]] = Counter()
+        self._heard_s: dict[str, float] = {}
+
+    def take(self, report: Report, now_s: float) -> CommitResult:
+        """Take a report in, and return what came of it. Raises UnknownName, UnknownSession before it is taken."""
+        ids = {
+            "campaign": report.campaign_id,
+            "session": report.session_id,
+            "lease": report.lease_id,
+            "report": report.report_id,
         }
-        if key not in there:
-            there[key] = payload
-            block_ns, p90_ns = samples.summary(timing.samples_ns, timing.disturbed)
-            row |= {"block_ns": block_ns, "p90_ns": p90_ns}
-            row |= {"n_calls": len(timing.samples_ns), "n_preempted": len(set(timing.preempted))}
-            new.append(row)
-        elif there[key] == payload:
-            repeated += 1
-        else:
-            digest = hashlib.sha256(repr(payload).encode()).hexdigest()
-            odd.append({**row, "report_id": report.report_id, "payload_sha256": digest})
-    return new, repeated, odd
+        known = self._connection.execute(_KNOWN, ids).first()
+        if known is None:
+            raise self._db.unknown_campaign(report.campaign_id)
+        if known.session_known is None:
+            raise self._db.unknown_session(report.session_id)
+        late = (known.lease_state, known.epoch, known.lease_session) != (
+            "active",
+            report.lease_epoch,
+            report.session_id,
+        )
+        n_new, n_repeated, odd = self._take_visits(report)
+        _keep_conflicts(self._connection, odd)
+        failures_new = insert_failures(self._connection, report.campaign_id, report.session_id, report.failures)
+        repeated = known.report_id is not None or report.report_id in self._reports
+        if not repeated:
+            self._count(report, known.batch, known.next_round)
+            self._heard_s[report.session_id] = now_s
+            self._reports[report.report_id] = {
+                "report_id": report.report_id,
+                "campaign_id": report.campaign_id,
+                "session_id": report.session_id,
+                "lease_id": report.lease_id,
+                "lease_epoch": report.lease_epoch,
+                "batch": known.batch,
+                "round": report.round,
+                "late": late,
+                "before": _conditions_text(report.before),
+                "after": _conditions_text(report.after),
+                "round_ns": report.round_ns,
+                "timed_ns": report.timed_ns,
+                "committed_s": now_s,
+            }
+        return CommitResult(
+            n_new=n_new,
+            n_repeated=n_repeated,
+            n_conflicts=len(odd),
+            late=late,
+            repeated_report=repeated,
+            decision=None if known.decision is None else _decision(known.decision),
+            campaign_active=known.state == "active",
+            failures_new=failures_new,
+            batch=known.batch,
+        )
+
+    def write(self) -> None:
+        """Write what was taken, in the order it came."""
+        if self._visits:
+            self._connection.execute(_INSERT_VISITS, self._visits)
+        if not self._reports:
+            return
+        self._connection.execute(
+            _COUNT,
+            [
+                {
+                    "campaign": campaign_id,
+                    "rounds_": sums.rounds,
+                    "measured": sums.measured_ns,
+                    "timed": sums.timed_ns,
+                    "next": sums.next_round,
+                }
+                for campaign_id, sums in self._sums.items()
+            ],
+        )
+        self._connection.execute(_HEARD, [{"session": name, "now": at_s} for name, at_s in self._heard_s.items()])
+        for (campaign_id, batch), rounds in self._batch_rounds.items():
+            here = {"campaign": campaign_id, "batch_": batch, "rounds_": rounds}
+            if not self._connection.execute(_COUNT_BATCH, here).rowcount:
+                self._connection.execute(
+                    batch_rounds.insert().values(campaign_id=campaign_id, batch=batch, rounds=rounds)
+                )
+        self._connection.execute(_INSERT_REPORT, list(self._reports.values()))
+
+    def _count(self, report: Report, batch: int | None, next_round: int) -> None:
+        """Add a new report to the sums; a round that comes in several reports is one."""
+        key = (report.campaign_id, report.session_id, report.round)
+        if key not in self._batches:
+            self._batches[key] = set(self._connection.scalars(_BATCHES_OF_ROUND, _named(key)))
+        before = self._batches[key]
+        sums = self._sums.setdefault(report.campaign_id, _Sums(next_round))
+        sums.rounds += not before
+        sums.measured_ns += report.round_ns
+        sums.timed_ns += report.timed_ns
+        sums.next_round = max([sums.next_round, report.round + 1, *(timing.round + 1 for timing in report.timings)])
+        if batch is not None and batch not in before:
+            self._batch_rounds[report.campaign_id, batch] += 1
+        before.add(batch)
+
+    def _take_visits(self, report: Report) -> tuple[int, int, list[dict[str, Any]]]:
+        """Return how many visits are new, how many were there already, and the conflicting rows."""
+        odd: list[dict[str, Any]] = []
+        new = repeated = 0
+        for timing in report.timings:
+            there = self._visits_of((report.campaign_id, report.session_id, timing.round))
+            key = (timing.op_id, timing.order)
+            payload = (timing.instance, timing.start_ns, samples.pack(timing))
+            row = {
+                "campaign_id": report.campaign_id,
+                "session_id": report.session_id,
+                "round": timing.round,
+                "op_id": timing.op_id,
+                "place": timing.order,
+                "instance": timing.instance,
+                "start_ns": timing.start_ns,
+                "samples": payload[2],
+            }
+            if key not in there:
+                there[key] = payload
+                block_ns, p90_ns = samples.summary(timing.samples_ns, timing.disturbed)
+                row |= {"block_ns": block_ns, "p90_ns": p90_ns}
+                row |= {"n_calls": len(timing.samples_ns), "n_preempted": len(set(timing.preempted))}
+                self._visits.append(row)
+                new += 1
+            elif there[key] == payload:
+                repeated += 1
+            else:
+                digest = hashlib.sha256(repr(payload).encode()).hexdigest()
+                odd.append({**row, "report_id": report.report_id, "payload_sha256": digest})
+        return new, repeated, odd
+
+    def _visits_of(self, key: tuple[str, str, int]) -> dict[tuple[str, int], _Payload]:
+        if key not in self._there:
+            self._there[key] = {
+                (row.op_id, row.place): (row.instance, row.start_ns, row.samples)
+                for row in self._connection.execute(_VISITS_OF_ROUND, _named(key))
+            }
+        return self._there[key]
+
+
+def _named(key: tuple[str, str, int]) -> dict[str, str | int]:
+    return dict(zip(("campaign", "session", "round_"), key, strict=True))
 
 
 def _keep_conflicts(connection: sa.Connection, odd: Iterable[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +20,20 @@ from lutbuilder_agent.records import AgentHello, Fingerprint, RuntimeReport
 _WITH_FLAGS = sa.select(sessions, agents.c.drained, agents.c.quarantined).outerjoin(
     agents, agents.c.agent == sessions.c.agent
 )
+# What nearly every call of an agent asks. Made once: making a statement takes longer than carrying it out.
+_NAME: sa.BindParameter[str] = sa.bindparam("name")
+_ONE = _WITH_FLAGS.where(sessions.c.session_id == sa.bindparam("session"))
+_NEWEST_OF_ONE = _WITH_FLAGS.where(sessions.c.agent == _NAME).order_by(sessions.c.epoch.desc()).limit(1)
+_NEWEST = (
+    sa.select(sessions.c.agent, sa.func.max(sessions.c.epoch).label("epoch")).group_by(sessions.c.agent).subquery()
+)
+_NEWEST_OF_ALL = _WITH_FLAGS.join(
+    _NEWEST, sa.and_(_NEWEST.c.agent == sessions.c.agent, _NEWEST.c.epoch == sessions.c.epoch)
+)
+_FLAGS = sa.select(agents)
+_EPOCH = sa.select(sessions.c.epoch).where(sessions.c.session_id == sa.bindparam("session"))
+_LAST_EPOCH = sa.select(sa.func.max(sessions.c.epoch)).where(sessions.c.agent == _NAME)
+_INSERT = sessions.insert()
 
 
 class Sessions(Part):
@@ -31,24 +46,24 @@ class Sessions(Part):
         It fences: every lease of an older session of that name is cancelled. A session that has begun stays as it is.
         """
         with self._db.writing() as connection:
-            known = connection.scalar(sa.select(sessions.c.epoch).where(sessions.c.session_id == session_id))
+            known = connection.scalar(_EPOCH, {"session": session_id})
             if known is not None:
                 return int(known)
-            of_agent = sessions.c.agent == hello.name
-            epoch = int(connection.scalar(sa.select(sa.func.max(sessions.c.epoch)).where(of_agent)) or 0) + 1
+            epoch = int(connection.scalar(_LAST_EPOCH, {"name": hello.name}) or 0) + 1
             end_leases_of(connection, hello.name, now_s)
             connection.execute(
-                sessions.insert().values(
-                    session_id=session_id,
-                    agent=hello.name,
-                    epoch=epoch,
-                    agent_version=hello.agent_version,
-                    device=hello.fingerprint.device,
-                    facts=json.dumps(hello.fingerprint.facts),
-                    runtimes=json.dumps([asdict(report) for report in hello.runtimes]),
-                    registered_s=now_s,
-                    clock_domain=hello.clock_domain,
-                )
+                _INSERT,
+                {
+                    "session_id": session_id,
+                    "agent": hello.name,
+                    "epoch": epoch,
+                    "agent_version": hello.agent_version,
+                    "device": hello.fingerprint.device,
+                    "facts": json.dumps(hello.fingerprint.facts),
+                    "runtimes": json.dumps([asdict(report) for report in hello.runtimes]),
+                    "registered_s": now_s,
+                    "clock_domain": hello.clock_domain,
+                },
             )
         return epoch
 
@@ -56,7 +71,7 @@ class Sessions(Part):
     def session(self, session_id: str) -> AgentState:
         """Return one session. Raises UnknownSession."""
         with self._db.reading() as connection:
-            row = connection.execute(_WITH_FLAGS.where(sessions.c.session_id == session_id)).first()
+            row = connection.execute(_ONE, {"session": session_id}).first()
         if row is None:
             raise self._db.unknown_session(session_id)
         return _state(row)
@@ -64,9 +79,8 @@ class Sessions(Part):
     @retried
     def newest_session(self, agent: str) -> AgentState | None:
         """Return an agent's latest session, None if it never had one."""
-        newest = _WITH_FLAGS.where(sessions.c.agent == agent).order_by(sessions.c.epoch.desc()).limit(1)
         with self._db.reading() as connection:
-            row = connection.execute(newest).first()
+            row = connection.execute(_NEWEST_OF_ONE, {"name": agent}).first()
         return None if row is None else _state(row)
 
     @retried
@@ -81,16 +95,8 @@ class Sessions(Part):
     @retried
     def agents(self) -> tuple[AgentState, ...]:
         """Return every agent ever seen in its latest session, by name."""
-        newest = (
-            sa.select(sessions.c.agent, sa.func.max(sessions.c.epoch).label("epoch"))
-            .group_by(sessions.c.agent)
-            .subquery()
-        )
-        wanted = _WITH_FLAGS.join(
-            newest, sa.and_(newest.c.agent == sessions.c.agent, newest.c.epoch == sessions.c.epoch)
-        )
         with self._db.reading() as connection:
-            rows = connection.execute(wanted).all()
+            rows = connection.execute(_NEWEST_OF_ALL).all()
         return tuple(sorted((_state(row) for row in rows), key=lambda state: state.name))
 
     # --- what was decided about agents
@@ -99,7 +105,7 @@ class Sessions(Part):
     def agent_flags(self) -> Mapping[str, AgentFlags]:
         """Return the agents that anything was decided about, by name."""
         with self._db.reading() as connection:
-            rows = connection.execute(sa.select(agents)).all()
+            rows = connection.execute(_FLAGS).all()
         flags = {row.agent: AgentFlags(drained=row.drained, quarantined=row.quarantined) for row in rows}
         return {name: flag for name, flag in flags.items() if flag != AgentFlags()}
 
@@ -128,11 +134,22 @@ def _state(row: Any) -> AgentState:
         session_id=row.session_id,
         epoch=row.epoch,
         agent_version=row.agent_version,
-        fingerprint=Fingerprint(device=row.device, facts=tuple((name, value) for name, value in json.loads(row.facts))),
-        runtimes=tuple(RuntimeReport(**report) for report in json.loads(row.runtimes)),
+        fingerprint=_fingerprint(row.device, row.facts),
+        runtimes=_runtimes(row.runtimes),
         registered_s=row.registered_s,
         last_report_s=row.last_report_s,
         clock_domain=row.clock_domain,
         drained=bool(row.drained),
         quarantined=row.quarantined or "",
     )
+
+
+# What agents say of themselves never changes, and is read at nearly every call of theirs.
+@lru_cache(maxsize=1024)
+def _fingerprint(device: str, facts: str) -> Fingerprint:
+    return Fingerprint(device=device, facts=tuple((name, value) for name, value in json.loads(facts)))
+
+
+@lru_cache(maxsize=1024)
+def _runtimes(text: str) -> tuple[RuntimeReport, ...]:
+    return tuple(RuntimeReport(**report) for report in json.loads(text))

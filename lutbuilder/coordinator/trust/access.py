@@ -13,7 +13,7 @@ from lutbuilder.coordinator import trust
 from lutbuilder.coordinator.store import Store
 from lutbuilder.coordinator.trust.authority import Trust
 from lutbuilder_agent import trust as agent_trust
-from lutbuilder_agent.errors import TrustError
+from lutbuilder_agent.errors import ProtocolMismatch, TrustError
 from lutbuilder_agent.wire.join import SecurityClient
 from lutbuilder_agent.wire.join_api import Inventory, IssuedToken, Revocation, Revoked, Rotated, TokenAsk
 
@@ -78,4 +78,12 @@ def security(
     identity = None if keeper is None else keeper.identity
     credentials = None if keeper is None else keeper.credentials()
     with SecurityClient(coordinator, credentials, explain=lambda: agent_trust.explain(coordinator, identity)) as client:
-        yield client
+        try:
+            yield client
+        except ProtocolMismatch as error:
+            if credentials is not None:
+                raise
+            raise TrustError(
+                f"{coordinator} speaks plaintext, where nobody joins: there are no tokens and no certificates. For TLS "
+                "on loopback, too, start it with lutbuilder serve --tls"
+            ) from error

@@ -1,9 +1,10 @@
 """Trust: a coordinator's CA, its own certificate, and everything that is done with them.
 
 In <state>/trust, readable by their owner only: `ca-<16 hex digits>.pem`, a CA's certificate and key, two of them during
-a rotation; `server.pem`, the coordinator's own; `listening.json`, where joins were last served. Which CA is trusted and
-until when, tokens and certificates are in the store, because two coordinators may share it. The CA's key is not there:
-whoever reads a database or its backup shall not be able to make an admin.
+a rotation, of which the old one is removed when it is trusted no more; `server.pem`, the coordinator's own;
+`listening.json`, where joins were last served. Which CA is trusted and until when, tokens and certificates are in the
+store, because two coordinators may share it. The CA's key is not there: whoever reads a database or its backup shall
+not be able to make an admin.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class Trust:
                     self.is_new = True
                     audit.info("made a CA: sha256:%s", pair.sha256)
                 cas = self._ledger.cas(now_s=now_s)
+            self._forget_retired(now_s=now_s)
         if needs_key:
             self._signing_key(cas)
         left_s = certificates.expiry_s(cas[0].certificate) - now_s
@@ -240,6 +242,7 @@ class Trust:
             except LutbuilderError:
                 self._ca_path(pair.sha256).unlink(missing_ok=True)
                 raise
+            self._forget_retired(now_s=now_s)
         audit.info("%s rotated the CA: sha256:%s, the old one until %.0f", by, pair.sha256, now_s + overlap_s)
         return Rotated(sha256=pair.sha256, old_until_s=now_s + overlap_s)
 
@@ -358,6 +361,7 @@ class Trust:
                 pair = certificates.make_server(ca, self.names, now_s=now_s)
                 write_private(path, (pair.key + pair.certificate).encode())
                 log.info("made a certificate for %s", ", ".join(self.names))
+                self._forget_retired(now_s=now_s)  # an overlap may have ended: it is then that another CA signs
             self._server = (ca.sha256, pair)
             return pair
 
@@ -395,6 +399,23 @@ class Trust:
     def _keep_ca(self, pair: KeyPair) -> KeyPair:
         write_private(self._ca_path(pair.sha256), (pair.key + pair.certificate).encode())
         return pair
+
+    def _forget_retired(self, *, now_s: float) -> None:
+        """Remove the keys of CAs that are trusted no more: they are of use to thieves only.
+
+        While the old CA is trusted its key stays: the coordinator's own certificate may have to be made anew.
+        """
+        for sha256 in self._ledger.retired_cas(now_s=now_s):
+            self._keys.pop(sha256, None)
+            path = self._ca_path(sha256)
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.warning("the key of a CA that was replaced cannot be removed: %s: %s", path, error.strerror)
+            else:
+                audit.info("removed the key of the CA sha256:%s, which is trusted no more", sha256)
 
     def _ca_path(self, sha256: str) -> Path:
         return self.folder / f"ca-{sha256[:16]}.pem"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import grpc
 
+from lutbuilder.coordinator.ports import check_free, in_use
 from lutbuilder.coordinator.trust.names import outward_address
-from lutbuilder_agent.errors import PortInUse, SpecError
+from lutbuilder_agent.errors import SpecError
 from lutbuilder_agent.wire.join import JOIN_OPTIONS, add_join_to_server
 from lutbuilder_agent.wire.join_api import JoinApi
 
@@ -48,15 +49,16 @@ def serve_joins(api: JoinApi, address: str, credentials: grpc.ServerCredentials,
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise SpecError(f"cannot serve joins at {address!r}: give HOST:PORT, e.g. 0.0.0.0:{DEFAULT_JOIN_PORT}")
+    check_free(address, option="--join")
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lutbuilder-join")
     server = grpc.server(threads, options=JOIN_OPTIONS, maximum_concurrent_rpcs=_MOST_CALLS)
     add_join_to_server(api, server)
     try:
         taken = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise _in_use(address) from error
+        raise in_use(address, option="--join") from error
     if not taken:  # the same, as grpcio before 1.60 says it
-        raise _in_use(address)
+        raise in_use(address, option="--join")
     server.start()
     name = advertised or _advertised_host(host)
     return RunningJoins(f"{host}:{taken}", f"{name}:{taken}", server, threads)
@@ -65,10 +67,3 @@ def serve_joins(api: JoinApi, address: str, credentials: grpc.ServerCredentials,
 def _advertised_host(host: str) -> str:
     """Return what others call a host that is listened on: a wildcard is no address to type."""
     return outward_address() or "localhost" if host in ("0.0.0.0", "[::]", "::", "*") else host
-
-
-def _in_use(address: str) -> PortInUse:
-    return PortInUse(
-        f"cannot serve joins at {address}: the port is in use, or the host is not this machine's; choose another: "
-        "lutbuilder serve --join HOST:PORT"
-    )

@@ -90,6 +90,11 @@ class Ledger:
         ]
         return tuple(sorted(found, key=lambda ca: (ca.until_s is not None, -ca.created_s)))
 
+    def retired_cas(self, *, now_s: float) -> tuple[str, ...]:
+        """Return the sha256 of every CA that was replaced and is trusted no more."""
+        with self._store.reading() as connection:
+            return tuple(connection.scalars(sa.select(_cas.c.sha256).where(_cas.c.until_s <= now_s)))
+
     def add_first_ca(self, certificate: str, sha256: str, *, now_s: float) -> bool:
         """Trust a CA if the store has never had one; return whether it was so."""
         with self._store.writing() as connection:
