@@ -67,10 +67,10 @@ class MoodyRounds:
         self._worker = worker
         self._moods = moods
 
-    def run_round(self, round: int) -> Any:
+    def run_round(self, round: int, *, at_end: Any = None) -> Any:
         if mode(round) == "noisy":
             self._moods.noisy.set()
-        seen = self._worker.run_round(round)
+        seen = self._worker.run_round(round, at_end=at_end)
         self._moods.noisy.clear()
         if mode(round + 1) == "on":
             self._moods.gained_s += _JUMP_S

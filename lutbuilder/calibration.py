@@ -27,7 +27,7 @@ from lutbuilder.campaign.collect import (
     silicon,
     unpublished,
 )
-from lutbuilder.campaign.host import Host, hosting
+from lutbuilder.campaign.host import ALONE, Host, Opening
 from lutbuilder.campaign.plan import campaign_ops, make_plan
 from lutbuilder.campaign.request import CalibrateOutcome, CalibrateRequest, OnProgress, ValidateRequest
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
@@ -44,7 +44,7 @@ _SEED = 0xCA11B8A7  # a stream of its own: a validation with the same seed share
 _MOST_OPS = 300  # of a table that are timed beside the networks: they tell the machine's speed, and a round stays short
 
 
-def calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOutcome:
+def calibrate(request: CalibrateRequest, on_progress: OnProgress, *, opening: Opening = ALONE) -> CalibrateOutcome:
     """Time networks, fit the table to them, publish the next version, and return it with the report.
 
     With `request.source` no op is timed: the rows come from that table of another device of the same class. Killed and
@@ -57,24 +57,23 @@ def calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOu
     if request.n_networks < LEAST_NETWORKS:
         raise SpecError(f"a calibration needs at least {LEAST_NETWORKS} networks: --nets 16")
     try:
-        return _calibrate(request, on_progress) if request.lut is not None else _transfer(request, on_progress)
+        way = _calibrate if request.lut is not None else _transfer
+        return way(request, on_progress, opening)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted; every acknowledged visit is kept: the same command continues where this one stopped"
         ) from None
 
 
-def _calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOutcome:
-    from lutbuilder import devices, spaces
+def _calibrate(request: CalibrateRequest, on_progress: OnProgress, opening: Opening) -> CalibrateOutcome:
     from lutbuilder.lut import Lut, merge
     from lutbuilder.lut.calibrated import sources
-    from lutbuilder_agent.fingerprint import fingerprint
 
     base = Lut.load(str(request.lut), folder=request.luts)
     luts = base.path.parent.parent.parent  # the folder the LUT was found in, whatever --luts says
     target = base.meta.target
-    device = devices.resolve(target.device, here=fingerprint().device)
-    space = _space(request, base)
+    device = opening.device(target.device)
+    space = _space(request, base, opening)
     known = sources(base.rows())
     measured = tuple(op for op in space.ops() if op.op_id in known and known[op.op_id].status == "measured")
     if not measured:
@@ -82,7 +81,7 @@ def _calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateO
             f"{base.spec} has no measured op of space {space.name!r}: there is nothing to correct. Measure them: "
             f"lutbuilder collect --space {space.name} --runtime {target.runtime}"
         )
-    with hosting(
+    with opening.host(
         device, target.runtime, listen="127.0.0.1:0", state_dir=request.state_dir, on_progress=on_progress
     ) as host:
         agent = host.find_agent(device, target.runtime, wait_s=None)
@@ -121,7 +120,7 @@ def _calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateO
             merged,
             [op for op in made.pool.ops if op.role == "carrier" or (op.is_whole and op.op_id in ids)],
             made.summary.by_id,
-            covered=dict.fromkeys(op for name in names for op in spaces.get(name, batch=target.batch).ops()),
+            covered=dict.fromkeys(op for name in names for op in opening.space(name, batch=target.batch).ops()),
             table=f"{base.name}@{base.version}",
             spaces=names,
         )
@@ -134,15 +133,13 @@ def _calibrate(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateO
         return _outcome(host, state, lut, calibrated)
 
 
-def _transfer(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOutcome:
-    from lutbuilder import devices
+def _transfer(request: CalibrateRequest, on_progress: OnProgress, opening: Opening) -> CalibrateOutcome:
     from lutbuilder.lut import Lut
-    from lutbuilder_agent.fingerprint import fingerprint
 
     source = Lut.load(str(request.source), folder=request.luts)
     here = source.meta.target
-    device = devices.resolve(request.device, here=fingerprint().device)
-    space = _space(request, source)
+    device = opening.device(request.device)
+    space = _space(request, source, opening)
     made_like = replace(
         make_plan(
             here.runtime,
@@ -161,7 +158,9 @@ def _transfer(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOu
             f"class only. Measure the ops: {_collect(request, space, here)}"
         )
     listen = request.listen or ("127.0.0.1:0" if device.local else "127.0.0.1:7070")
-    with hosting(device, here.runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress) as host:
+    with opening.host(
+        device, here.runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress
+    ) as host:
         agent = host.find_agent(device, here.runtime, wait_s=request.wait_s)
         target = Target(
             device=silicon(agent.fingerprint, here.runtime, dict(made_like.options)),
@@ -210,12 +209,10 @@ def _transfer(request: CalibrateRequest, on_progress: OnProgress) -> CalibrateOu
         return _outcome(host, state, lut, calibrated)
 
 
-def _space(request: CalibrateRequest, lut: Lut) -> SearchSpace:
-    from lutbuilder import spaces
-
+def _space(request: CalibrateRequest, lut: Lut, opening: Opening) -> SearchSpace:
     if not (request.space or lut.meta.spaces):
         raise SpecError(f"{lut.spec} does not say which space it covers: --space NAME")
-    return spaces.get(request.space or lut.meta.spaces[0], batch=lut.meta.target.batch)
+    return opening.space(request.space or lut.meta.spaces[0], batch=lut.meta.target.batch)
 
 
 def _measured(host: Host, spec: CampaignSpec, agent: AgentState, base: Lut | None) -> tuple[CampaignState, Draft]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lutbuilder.campaign.state import default_state_folder
+from lutbuilder.urls import Place
+from lutbuilder_agent.errors import LutbuilderError
 
 if TYPE_CHECKING:
     from lutbuilder_agent.records import Fingerprint, RuntimeReport
@@ -39,7 +41,7 @@ class DoctorReport:
     fingerprint: Fingerprint
 
 
-def examine(*, luts: Path, state_dir: Path | None) -> DoctorReport:
+def examine(*, luts: Place, state_dir: Path | None) -> DoctorReport:
     """Look at this machine. Probes every runtime in a process of its own, so it takes seconds; changes nothing."""
     from lutbuilder import __version__
     from lutbuilder_agent import __version__ as agent_version
@@ -57,7 +59,7 @@ def examine(*, luts: Path, state_dir: Path | None) -> DoctorReport:
         Check(what="device", state="ok", found=f"{here.device}, environment {here.env_id}"),
         check_load(os.cpu_count(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None),
         *check_runtimes(probe_all(tuple(RUNTIMES))),
-        check_folder("tables", luts, cure="--luts DIR with a folder you may write"),
+        check_luts(luts),
         check_folder("campaigns", default_state_folder(state_dir), cure="export LUTBUILDER_STATE=DIR"),
     )
     return DoctorReport(ready=all(check.state != "problem" for check in checks), checks=checks, fingerprint=here)
@@ -107,6 +109,19 @@ def _install_line(runtime: str) -> str:
 
     extra = entry(runtime)[1].extra
     return f"pip install 'lutbuilder-agent[{extra}]'" if extra else ""
+
+
+def check_luts(luts: Place) -> Check:
+    """Say whether tables can be kept there: a folder that may be written, or a bucket that answers."""
+    if isinstance(luts, Path):
+        return check_folder("tables", luts, cure="--luts DIR with a folder you may write")
+    from lutbuilder.lut import list_luts
+
+    try:
+        found = len(list_luts(luts))
+    except LutbuilderError as error:
+        return Check(what="tables", state="problem", found=str(error))
+    return Check(what="tables", state="ok", found=f"{luts}: {found} tables")
 
 
 def check_folder(what: str, folder: Path, *, cure: str) -> Check:

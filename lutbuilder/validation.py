@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lutbuilder.campaign.carriers import carriers_of
 from lutbuilder.campaign.collect import draft, publish_draft, runtime_version, timed_fraction
 from lutbuilder.campaign.estimates import Summary, summarise
-from lutbuilder.campaign.host import hosting
+from lutbuilder.campaign.host import ALONE, Opening
 from lutbuilder.campaign.plan import campaign_ops, overhead_op
 from lutbuilder.campaign.request import OnProgress, ValidateOutcome, ValidateRequest
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec
@@ -48,7 +48,7 @@ Floats = NDArray[np.float64]
 _MOST_OPS = 300  # of a table that are timed beside the networks: they tell its scale, and a round stays short
 
 
-def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutcome:
+def validate(request: ValidateRequest, on_progress: OnProgress, *, opening: Opening = ALONE) -> ValidateOutcome:
     """Time held-out networks with the ops of a LUT, publish the refitted rows with the report, and return both.
 
     Networks that this store has timed already under an equal request are not timed again unless `again`: the report is
@@ -56,25 +56,23 @@ def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutco
     not the one the LUT speaks for; SpecError for fewer than 3 networks, a bad list of them, or one the LUT was fitted
     to.
     """
-    from lutbuilder import devices, spaces
     from lutbuilder.lut import Lut, merge
-    from lutbuilder_agent.fingerprint import fingerprint
 
     if request.networks is None and request.n_random + request.n_searched < 3:
         raise SpecError("a validation needs at least 3 networks: --random 60 --searched 20")
     base = Lut.load(request.lut, folder=request.luts)
     luts = base.path.parent.parent.parent  # the folder the LUT was found in, whatever --luts says
     target = base.meta.target
-    device = devices.resolve(target.device, here=fingerprint().device)
+    device = opening.device(target.device)
     if not (request.space or base.meta.spaces):
         raise SpecError(f"{base.spec} does not say which space it covers: --space NAME")
-    space = spaces.get(request.space or base.meta.spaces[0], batch=target.batch)
+    space = opening.space(request.space or base.meta.spaces[0], batch=target.batch)
     networks = held_out(space, base, request)
     if request.save_networks is not None:
         save_networks(networks, space, request.save_networks, batch=target.batch)
     digest = networks_sha256(networks)
     try:
-        with hosting(
+        with opening.host(
             device, target.runtime, listen="127.0.0.1:0", state_dir=request.state_dir, on_progress=on_progress
         ) as host:
             agent = host.find_agent(device, target.runtime, wait_s=None)
@@ -130,7 +128,7 @@ def validate(request: ValidateRequest, on_progress: OnProgress) -> ValidateOutco
                         session.session_id for session in host.store.sessions([spec.key])
                     ),
                     rounds=state.rounds,
-                    wall_s=max(host.elapsed_s(), state.measured_ns / 1e9),
+                    wall_s=max(host.busy_s(), state.measured_ns / 1e9),
                     timed_fraction=timed_fraction(host, state),
                 ),
             )

@@ -24,6 +24,7 @@ from lutbuilder_agent.records import (
     Session,
     Timing,
 )
+from lutbuilder_agent.rounds import AtEnd, Reached
 from lutbuilder_agent.wire.api import Idle, LeaseAnswer
 
 CHUNK_BYTES = 1000
@@ -83,13 +84,15 @@ def _nothing(call: str) -> None:
 
 @dataclass
 class FakeCoordinator:
-    """Hands out `leases` in turn and keeps every report by id.
+    """Hands out `leases` in turn, those in `ahead` to whoever asks for one to follow; keeps every report by id.
 
     `on_call` runs before every call and may raise; `answer` makes the acknowledgement of a stored report, or raises as
     if the answer was lost. `connections` counts how often somebody connected, `open` how many are connected now.
     """
 
     leases: list[Lease] = field(default_factory=list)
+    ahead: list[Lease] = field(default_factory=list)
+    protocol: int = 2
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     answer: Callable[[Report], ReportAck] = _acknowledge
     on_call: Callable[[str], None] = _nothing
@@ -100,6 +103,7 @@ class FakeCoordinator:
     hellos: list[AgentHello] = field(default_factory=list)
     reports: dict[str, Report] = field(default_factory=dict)
     quiet_s: list[float] = field(default_factory=list)
+    beats: list[str] = field(default_factory=list)
     fetched: list[tuple[str, int]] = field(default_factory=list)
     states: list[DeviceState] = field(default_factory=list)
     connections: int = 0
@@ -122,13 +126,18 @@ class FakeCoordinator:
 
     # --- AgentApi
 
-    def register(self, hello: AgentHello) -> Session:
+    def register(self, hello: AgentHello, *, caller: object = None) -> Session:
         self._called("register")
         self.hellos.append(hello)
-        return Session(session_id=f"session-{len(self.hellos)}", epoch=len(self.hellos), protocol=1, heartbeat_s=10.0)
+        number = len(self.hellos)
+        return Session(session_id=f"session-{number}", epoch=number, protocol=self.protocol, heartbeat_s=10.0)
 
-    def lease(self, session_id: str, state: DeviceState, wait_s: float, *, caller: object = None) -> LeaseAnswer:
-        self._called("lease")
+    def lease(
+        self, session_id: str, state: DeviceState, wait_s: float, *, ahead_of: str = "", caller: object = None
+    ) -> LeaseAnswer:
+        self._called(f"lease ahead of {ahead_of}" if ahead_of else "lease")
+        if ahead_of:
+            return self.ahead.pop(0) if self.ahead else Idle(ask_again_s=0.0)
         self.states.append(state)
         if state == "ok" and self.leases:
             return self.leases.pop(0)
@@ -151,6 +160,7 @@ class FakeCoordinator:
 
     def heartbeat(self, session_id: str, lease_id: str, quiet_s: float) -> bool:
         self._called("heartbeat")
+        self.beats.append(lease_id)
         self.quiet_s.append(quiet_s)
         return self.cancelled(lease_id)
 
@@ -169,8 +179,8 @@ class FakeClient:
     def register(self, hello: AgentHello) -> Session:
         return self._open().register(hello)
 
-    def lease(self, session_id: str, state: DeviceState, wait_s: float) -> LeaseAnswer:
-        return self._open().lease(session_id, state, wait_s)
+    def lease(self, session_id: str, state: DeviceState, wait_s: float, *, ahead_of: str = "") -> LeaseAnswer:
+        return self._open().lease(session_id, state, wait_s, ahead_of=ahead_of)
 
     def fetch(self, session_id: str, sha256: str, offset: int) -> Iterator[bytes]:
         return self._open().fetch(session_id, sha256, offset)
@@ -213,15 +223,19 @@ class FakeWorker:
     paths: list[Path] = field(default_factory=list)
     dropped: list[OpId] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
+    retired: int = 0
     closed: int = 0
+    reached: Reached = field(default_factory=Reached)
 
-    def prepare(self, ops: Sequence[tuple[LeasedOp, Path]]) -> tuple[Failure, ...]:
+    def begin(self, ops: Sequence[tuple[LeasedOp, Path]]) -> None:
         failed = {failure.op_id for failure in self.prepare_failures}
         self.ops = [op.op_id for op, _ in ops if op.op_id not in failed]
         self.paths = [path for _, path in ops]
+
+    def loaded(self) -> tuple[Failure, ...]:
         return self.prepare_failures
 
-    def run_round(self, round: int) -> FakeRound:
+    def run_round(self, round: int, *, at_end: AtEnd | None = None) -> FakeRound:
         self.on_round(round)
         self.rounds.append(round)
         timings: list[Timing] = []
@@ -243,11 +257,16 @@ class FakeWorker:
                     samples_ns=tuple(seen),
                 )
             )
+        if at_end is not None:
+            at_end(self.reached)
         return FakeRound(timings=tuple(timings), failures=tuple(failures), round_ns=5_000_000, timed_ns=4_000_000)
 
     def drop(self, op_ids: Sequence[OpId]) -> None:
         self.dropped += op_ids
         self.ops = [op_id for op_id in self.ops if op_id not in op_ids]
+
+    def retire(self) -> None:
+        self.retired += 1
 
     def close(self) -> None:
         self.closed += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from lutbuilder.campaign.spec import Target
 from lutbuilder.lut import LutMeta, QualitySummary, Row
 from lutbuilder.lut.schema import EVIDENCES, EXEC_STATUSES, METHODS, WITHOUT_LATENCY
 from lutbuilder.op import OpSpec
-from lutbuilder_agent.records import CACHES, Fingerprint, Plan
+from lutbuilder_agent.records import CACHES, Fingerprint, Plan, Timing
 from tests.strategies import op_specs
 
 CACHE = Target(device="example-cpu", runtime="onnxruntime").cache
@@ -127,3 +128,28 @@ def rows(draw: st.DrawFn) -> Row:
 def tables(max_size: int = 6) -> st.SearchStrategy[list[Row]]:
     """Any rows that may stand in one LUT."""
     return st.lists(rows(), max_size=max_size, unique_by=lambda row: row.key)
+
+
+@dataclass(frozen=True)
+class StoredVisit:
+    """A raw visit as the coordinator's store gives it."""
+
+    campaign_id: str
+    session_id: str
+    timing: Timing
+
+
+def visit_of(campaign_id: str, round_: int) -> StoredVisit:
+    """A visit of one op, another one for every round."""
+    timing = Timing(
+        op_id=example_op().op_id,
+        round=round_,
+        order=0,
+        instance=0,
+        start_ns=round_,
+        warmup_ns=(),
+        samples_ns=(100, 101),
+        preempted=(),
+        throttled=None,
+    )
+    return StoredVisit(campaign_id, "s1", timing)

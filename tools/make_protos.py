@@ -1,8 +1,10 @@
-"""Regenerate agents/lutbuilder_agent/wire/*_pb2* from protos/; with --check, only say whether they are fresh.
+"""Regenerate the *_pb2* modules from protos/; with --check, only say whether they are fresh.
 
-Generated Python imports follow the proto path, and ours must say `from lutbuilder_agent.wire import ...`. So the protos
-are copied to a scratch tree shaped like the package, and the `import` lines of those copies are adjusted; the output is
-committed as generated, never patched. Run it with an interpreter that has the pinned grpcio-tools (`make protos` does).
+What agents speak is generated into agents/lutbuilder_agent/wire/, what only the coordinator's side speaks into
+lutbuilder/control/: the agent does not grow by it. Generated Python imports follow the proto path, and ours must say
+`from lutbuilder_agent.wire import ...`. So the protos are copied to a scratch tree shaped like the packages, and the
+`import` lines of those copies are adjusted; the output is committed as generated, never patched. Run it with an
+interpreter that has the pinned grpcio-tools (`make protos` does).
 The pin is the lowest grpcio we support: generated code refuses older runtimes, not newer ones.
 """
 
@@ -11,43 +13,61 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 PIN = "1.64.0"
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos" / "lutbuilder" / "v1"
-PACKAGE = Path("lutbuilder_agent") / "wire"
-COMMITTED = ROOT / "agents" / PACKAGE
+WIRE, CONTROL = Path("lutbuilder_agent/wire"), Path("lutbuilder/control")
+COMMITTED = {WIRE: ROOT / "agents" / WIRE, CONTROL: ROOT / CONTROL}  # package -> where its generated code is kept
+ELSEWHERE: Mapping[str, Path] = {"control.proto": CONTROL}  # all others are part of the agent
+
+
+def package(proto: str) -> Path:
+    """Return the package that a proto's generated code lives in."""
+    return ELSEWHERE.get(proto, WIRE)
 
 
 def scratch_text(text: str) -> str:
-    """Return a proto's text with its import lines pointing at the package the generated code lives in."""
-    return text.replace('import "lutbuilder/v1/', f'import "{PACKAGE.as_posix()}/')
+    """Return a proto's text with its import lines pointing at the packages the generated code lives in."""
+    return re.sub(
+        r'^import "lutbuilder/v1/(\w+\.proto)"',
+        lambda found: f'import "{package(found[1]).as_posix()}/{found[1]}"',
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def generate(folder: Path) -> Path:
-    """Generate into `folder` and return where the modules are. Raises CalledProcessError if protoc refuses a proto."""
+    """Generate into `folder` and return its root. Raises CalledProcessError if protoc refuses a proto."""
     source, output = folder / "protos", folder / "python"
-    (source / PACKAGE).mkdir(parents=True)
     output.mkdir()
     for proto in sorted(PROTOS.glob("*.proto")):
-        (source / PACKAGE / proto.name).write_text(scratch_text(proto.read_text(encoding="utf-8")), encoding="utf-8")
-    names = [str(path.relative_to(source)) for path in sorted((source / PACKAGE).iterdir())]
+        copy = source / package(proto.name) / proto.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(scratch_text(proto.read_text(encoding="utf-8")), encoding="utf-8")
+    names = [str(path.relative_to(source)) for path in sorted(source.rglob("*.proto"))]
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", f"-I{source}"]
         + [f"--{plugin}_out={output}" for plugin in ("python", "pyi", "grpc_python")]
         + names,
         check=True,
     )
-    return output / PACKAGE
+    return output
 
 
-def generated(folder: Path) -> dict[str, str]:
-    """Return the text of every generated module in `folder`, by file name."""
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*_pb2*.py*"))}
+def generated(folders: Mapping[Path, Path]) -> dict[str, str]:
+    """Return the text of every generated module, by its name with its package; `folders` says where packages are."""
+    return {
+        (name / path.name).as_posix(): path.read_text(encoding="utf-8")
+        for name, folder in folders.items()
+        for path in sorted(folder.glob("*_pb2*.py*"))
+    }
 
 
 def stale(fresh: dict[str, str], committed: dict[str, str]) -> list[str]:
@@ -72,7 +92,8 @@ def main() -> int:
         print(f"grpcio-tools {PIN} is needed, found {found}: make protos (or pip install grpcio-tools=={PIN})")
         return 2
     with tempfile.TemporaryDirectory() as scratch:
-        fresh = generated(generate(Path(scratch)))
+        root = generate(Path(scratch))
+        fresh = generated({name: root / name for name in COMMITTED})
     committed = generated(COMMITTED)
     if check:
         diff = stale(fresh, committed)
@@ -81,11 +102,17 @@ def main() -> int:
         )
         return 1 if diff else 0
     for name in committed.keys() - fresh.keys():
-        (COMMITTED / name).unlink()
+        _place(name).unlink()
     for name, text in fresh.items():
-        (COMMITTED / name).write_text(text, encoding="utf-8")
-    print(f"wrote {len(fresh)} modules to {COMMITTED.relative_to(ROOT)}")
+        _place(name).write_text(text, encoding="utf-8")
+    print(f"wrote {len(fresh)} modules to {' and '.join(str(f.relative_to(ROOT)) for f in COMMITTED.values())}")
     return 0
+
+
+def _place(name: str) -> Path:
+    """Return where a generated module is kept."""
+    path = Path(name)
+    return COMMITTED[path.parent] / path.name
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ A folder belongs to one agent.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -19,18 +21,47 @@ _BLOCK = 1 << 20
 
 
 class ArtifactCache:
-    """Artifacts in `folder`, at most `quota_bytes` of them after a `trim`; the least recently used leave first."""
+    """Artifacts in `folder`, at most `quota_bytes` of them; the least recently used leave first."""
 
     def __init__(self, folder: Path, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
         self.folder = folder
         self._quota_bytes = quota_bytes
 
+    def make_room(self, refs: Collection[ArtifactRef], *, besides: Collection[ArtifactRef] = ()) -> str:
+        """Let the least recently used leave until `refs` fit beside `besides`; neither of the two ever leaves.
+
+        Returns "" once they fit, else what is too small and what would help. Raises OSError if the folder cannot be
+        used.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sizes = {ref.sha256: ref.size_bytes for ref in (*besides, *refs)}
+        if sum(sizes.values()) > self._quota_bytes:
+            return (
+                f"{len(sizes)} artifacts of {sum(sizes.values())} bytes are more than the cache {self.folder} may hold "
+                f"({self._quota_bytes} bytes): run with --cache-quota {(sum(sizes.values()) >> 20) + 1}M"
+            )
+        entries = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
+        held = {path.name.partition(".")[0]: status.st_size for path, status in entries}
+        wanted = sum(max(0, size - held.get(sha256, 0)) for sha256, size in sizes.items())
+        total = sum(status.st_size for _, status in entries)
+        free = shutil.disk_usage(self.folder).free
+        for path, status in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
+            if total + wanted <= self._quota_bytes and wanted <= free:
+                break
+            if path.name.partition(".")[0] not in sizes:
+                path.unlink(missing_ok=True)
+                total -= status.st_size
+                free += status.st_size
+        if wanted > free:
+            raise OSError(errno.ENOSPC, f"{free} bytes are free and {wanted} are wanted", str(self.folder))
+        return ""
+
     def get(self, ref: ArtifactRef, fetch: Fetch) -> Path:
         """Return a file that holds exactly the promised bytes, downloading what is missing of them.
 
-        What a cut download left is kept, and the next call asks `fetch` for the rest only; errors of `fetch` pass
-        through. Raises ArtifactCorrupt if bytes fetched from the very start have another sha256 or length, OSError if
-        the folder cannot be written.
+        What a cut download left is kept, also over a restart, and the next call asks `fetch` for the rest only; errors
+        of `fetch` pass through. Bytes with another sha256 or length are dropped and fetched once more from the very
+        start. Raises ArtifactCorrupt if those are wrong too, OSError if the folder cannot be written.
         """
         path = self.folder / ref.sha256
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -39,34 +70,17 @@ class ArtifactCache:
             return path
         path.unlink(missing_ok=True)
         part = self.folder / f"{ref.sha256}.part"
-        resumed = part.is_file() and part.stat().st_size > 0
-        _download(part, ref, fetch)
-        if resumed and not _is(part, ref):  # what an earlier run left was bad: once more from the start
-            part.unlink()
+        for _ in range(2):
             _download(part, ref, fetch)
-        if not _is(part, ref):
+            if _is(part, ref):
+                part.replace(path)
+                return path
             size = part.stat().st_size
             part.unlink()
-            raise ArtifactCorrupt(
-                f"artifact {ref.sha256[:12]}...: the coordinator sent {size} bytes whose sha256 is not the promised "
-                f"one (promised: {ref.size_bytes} bytes). Restart the coordinator; it builds the artifact again"
-            )
-        part.replace(path)
-        return path
-
-    def trim(self, *, keep: Collection[str] = ()) -> None:
-        """Delete the least recently used artifacts until the quota holds; never one whose sha256 is in `keep`."""
-        try:
-            entries = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
-        except FileNotFoundError:  # nothing was ever kept
-            return
-        total = sum(status.st_size for _, status in entries)
-        for path, status in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
-            if total <= self._quota_bytes:
-                return
-            if path.name.partition(".")[0] not in keep:
-                path.unlink(missing_ok=True)
-                total -= status.st_size
+        raise ArtifactCorrupt(
+            f"artifact {ref.sha256[:12]}...: the coordinator sent {size} bytes whose sha256 is not the promised one, "
+            f"twice (promised: {ref.size_bytes} bytes). Restart the coordinator; it builds the artifact again"
+        )
 
 
 def _download(part: Path, ref: ArtifactRef, fetch: Fetch) -> None:

@@ -1,4 +1,4 @@
-"""`lutbuilder-agent run|doctor`: parse, call one function, print. argparse only: a phone installs nothing for it."""
+"""`lutbuilder-agent run|join|doctor`: parse, call one function, print. argparse only: nothing to install for it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,37 @@ import platform
 import re
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lutbuilder_agent import __version__
-from lutbuilder_agent.errors import LutbuilderError, RuntimeUnavailable, SpecError
-from lutbuilder_agent.fingerprint import Survey, conditions, cpu_list, survey
+from lutbuilder_agent.cache import DEFAULT_QUOTA_BYTES
+from lutbuilder_agent.errors import LutbuilderError, SpecError
+from lutbuilder_agent.fingerprint import cpu_list, survey
 from lutbuilder_agent.orphan import die_with_parent
-from lutbuilder_agent.records import Conditions, RuntimeReport
+from lutbuilder_agent.places import clock_domain, default_name, state_folders
+from lutbuilder_agent.records import RuntimeReport
+from lutbuilder_agent.spool import DEFAULT_MAX_BYTES
 
 _RUN_EXAMPLES = """\
 examples:
   lutbuilder-agent run --coordinator 192.168.1.20:7070
-      measure for that coordinator until Ctrl-C
+      measure for that coordinator until Ctrl-C; SIGTERM lets the round in hand finish first
   lutbuilder-agent run --coordinator lab:7070 --name bench-pi --cores 2-3
       under a name of your own, on two cores only
   lutbuilder-agent run --coordinator 127.0.0.1:7070 --exit-when-idle --give-up-after 60
       for scripts: end when there is no work, or when nobody answers for a minute
+  lutbuilder-agent run --coordinator lab:7070 --spool-quota 200M --cache-quota 500M
+      on a device with a small disk
+"""
+_JOIN_EXAMPLES = """\
+examples:
+  lutbuilder-agent join lab:7072 --token ABCD-EFGH --ca sha256:0123abcd
+      the line that `lutbuilder security token` prints where the coordinator runs, pasted here
+  lutbuilder-agent join lab:7072 --token ABCD-EFGH --ca sha256:0123abcd --name bench-pi
+      under a name of your own: run --name bench-pi afterwards
 """
 _DOCTOR_EXAMPLES = """\
 examples:
@@ -45,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "doctor":
-            return _doctor(as_json=arguments.json)
-        return _run(arguments)
+            from lutbuilder_agent.doctor import doctor
+
+            return doctor(_probe(None), as_json=arguments.json)
+        return _join(arguments) if arguments.command == "join" else _run(arguments)
     except LutbuilderError as error:
         print(f"lutbuilder-agent: {error}", file=sys.stderr)
         return error.exit_status
@@ -60,14 +73,34 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs beside the device: leases ops from a lutbuilder coordinator, times them, reports each sample",
     )
     parser.add_argument("--version", action="version", version=f"lutbuilder-agent {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|doctor")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|join|doctor")
 
     raw = argparse.RawDescriptionHelpFormatter
     run = commands.add_parser("run", help="measure for a coordinator", epilog=_RUN_EXAMPLES, formatter_class=raw)
     run.add_argument("--coordinator", required=True, type=_address, metavar="HOST:PORT", help="where it listens")
     run.add_argument("--name", type=_name, help="this agent's name, the same at every start (default: host and device)")
     run.add_argument("--cache-dir", type=Path, metavar="FOLDER", help="artifacts, this agent's alone")
+    run.add_argument(
+        "--cache-quota",
+        type=_size,
+        metavar="SIZE",
+        default=DEFAULT_QUOTA_BYTES,
+        help="its most, e.g. 500M (default: 2G)",
+    )
     run.add_argument("--spool-dir", type=Path, metavar="FOLDER", help="rounds not acknowledged yet, this agent's alone")
+    run.add_argument(
+        "--spool-quota",
+        type=_size,
+        metavar="SIZE",
+        default=DEFAULT_MAX_BYTES,
+        help="its most, e.g. 200M; measuring stops while it is full (default: 1G)",
+    )
+    run.add_argument(
+        "--clock-domain",
+        type=_name,
+        metavar="NAME",
+        help="agents that share clocks or power, and so take turns (default: all agents of this host)",
+    )
     run.add_argument(
         "--cores", default="none", metavar="MASK|none", help="CPUs to use: 0x70, 4-6 or 0,2 (default: none, no pinning)"
     )
@@ -79,9 +112,26 @@ def _parser() -> argparse.ArgumentParser:
         "--give-up-after", type=_seconds, metavar="SECONDS", help="end when nobody answers so long (default: never)"
     )
     run.add_argument("--log-json", action="store_true", help="one JSON object a log line")
+    run.add_argument(
+        "--insecure-plaintext",
+        action="store_true",
+        help="no encryption, off loopback too: anybody on the way can read and change everything",
+    )
     # For a program that starts an agent of its own: PID is that program's. On Linux the thread that starts the agent
     # has to live as long as the agent is wanted: the kernel takes the end of that thread for the end of the parent.
     run.add_argument("--die-with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
+
+    join = commands.add_parser("join", help="become known to a coordinator", epilog=_JOIN_EXAMPLES, formatter_class=raw)
+    join.add_argument("address", type=_address, metavar="HOST:PORT", help="where it lets agents join")
+    join.add_argument("--token", required=True, help="good for a short time, for so many agents; -: read it from stdin")
+    join.add_argument("--ca", required=True, metavar="sha256:HEX", help="which coordinator it has to be")
+    join.add_argument("--name", type=_name, help="this agent's name (default: host and device)")
+    join.add_argument(
+        "--coordinator",
+        type=_address,
+        metavar="HOST:PORT",
+        help="where it is reached afterwards, if that is not the same host",
+    )
 
     doctor = commands.add_parser(
         "doctor", help="what this device is and which runtimes run", epilog=_DOCTOR_EXAMPLES, formatter_class=raw
@@ -90,37 +140,72 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# --- join
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    from lutbuilder_agent import trust
+
+    _log_to_stderr(as_json=False)
+    name = arguments.name or default_name(platform.node(), survey().fingerprint.device)
+    # Every user of this machine sees a command line.
+    token = sys.stdin.readline().strip() if arguments.token == "-" else arguments.token
+    identity = trust.join(
+        arguments.address, token=token, ca=arguments.ca, name=name, coordinator=arguments.coordinator or ""
+    )
+    until = time.strftime("%Y-%m-%d", time.gmtime(identity.expires_s))
+    print(f"joined as {identity.name}; the certificate is good until {until} and renews itself while the agent runs")
+    print(f"lutbuilder-agent run --coordinator {identity.address} --name {identity.name}")
+    return 0
+
+
 # --- run
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from lutbuilder_agent.session import Agent, Client, StopRequested
+    from lutbuilder_agent import trust
+    from lutbuilder_agent.link import Client
+    from lutbuilder_agent.session import Agent
+    from lutbuilder_agent.stopping import StopRequested
 
     if arguments.die_with_parent is not None:
         die_with_parent(arguments.die_with_parent, signal.SIGTERM)
     _log_to_stderr(as_json=arguments.log_json)
     pin(parse_cores(arguments.cores))
+    address: str = arguments.coordinator
+    keeper = trust.approach(address, name=arguments.name or "", insecure_plaintext=arguments.insecure_plaintext)
     seen = survey()
-    name = arguments.name or default_name(platform.node(), seen.fingerprint.device)
+    joined_as = "" if keeper is None else keeper.identity.name
+    name = arguments.name or joined_as or default_name(platform.node(), seen.fingerprint.device)
     folders = state_folders(name)
 
     def connect() -> Client:
         from lutbuilder_agent.wire.client import CoordinatorClient
 
-        return CoordinatorClient(arguments.coordinator)
+        if keeper is None:
+            return CoordinatorClient(address, explain=lambda: trust.explain(address))
+        credentials = keeper.credentials()
+        return CoordinatorClient(
+            address, credentials=credentials, explain=lambda: trust.explain(address, keeper.identity)
+        )
 
     agent = Agent(
         connect,
         name=name,
         cache_dir=arguments.cache_dir or folders.cache,
         spool_dir=arguments.spool_dir or folders.spool,
+        cache_quota_bytes=arguments.cache_quota,
+        spool_quota_bytes=arguments.spool_quota,
+        clock_domain=arguments.clock_domain or clock_domain(),
         fingerprint=seen.fingerprint,
         runtimes=_probe(arguments.runtimes),
         exit_when_idle=arguments.exit_when_idle,
         give_up_after_s=arguments.give_up_after,
     )
+    # Whoever started an agent of its own and ends, or ends it, does not wait for a round.
+    on_term = agent.drain if arguments.die_with_parent is None else agent.stop
     try:
-        with _handling_signals(agent.stop):
+        with _handling_signals({"SIGINT": agent.stop, "SIGTERM": on_term, "SIGHUP": agent.stop}):
             return agent.run()
     except StopRequested as stop:  # a second signal, while the first was being obeyed
         return 128 + stop.signum
@@ -157,47 +242,6 @@ def pin(cpus: tuple[int, ...] | None) -> None:
     os.sched_setaffinity(0, cpus)
 
 
-def default_name(host: str, device: str) -> str:
-    """Return a name that is the same at every start: host and device.
-
-    >>> default_name("Lab-PC.local", "amd-epyc-25-17")
-    'lab-pc-amd-epyc-25-17'
-    """
-    host = re.sub(r"[^a-z0-9]+", "-", host.partition(".")[0].lower()).strip("-")[:48].strip("-")
-    return "-".join(part for part in (host, device) if part)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Folders:
-    """Where an agent of one name keeps artifacts and unacknowledged rounds."""
-
-    cache: Path
-    spool: Path
-
-
-def state_folders(name: str) -> Folders:
-    """Return the folders of the agent `name`: under $LUTBUILDER_AGENT_STATE, else where XDG says, else under home."""
-    state = os.environ.get("LUTBUILDER_AGENT_STATE")
-    if state:
-        return Folders(cache=Path(state) / "cache" / name, spool=Path(state) / "spool" / name)
-    cache = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
-    kept = os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state"
-    return Folders(
-        cache=Path(cache) / "lutbuilder-agent" / "artifacts" / name,
-        spool=Path(kept) / "lutbuilder-agent" / "spool" / name,
-    )
-
-
-def _home() -> Path:
-    """Return the user's home, also where HOME is empty or the user has none (containers)."""
-    if os.environ.get("HOME") != "":
-        try:
-            return Path.home()
-        except RuntimeError:  # no HOME, and no entry in the user database
-            pass
-    return Path(tempfile.gettempdir()) / f"lutbuilder-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-
-
 def _probe(names: tuple[str, ...] | None) -> tuple[RuntimeReport, ...]:
     from lutbuilder_agent.runtimes import RUNTIMES
     from lutbuilder_agent.runtimes.probe import probe_all
@@ -206,19 +250,23 @@ def _probe(names: tuple[str, ...] | None) -> tuple[RuntimeReport, ...]:
 
 
 @contextmanager
-def _handling_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and a closed terminal call `stop`; put the old handlers back afterwards."""
+def _handling_signals(handlers: Mapping[str, Callable[[int], None]]) -> Iterator[None]:
+    """Have signals call their handlers, by name; put the old handlers back afterwards."""
     before = {}
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name, handle in handlers.items():
         signum = getattr(signal, name, None)  # Windows has no SIGHUP
         # What is ignored stays ignored: nohup, or a shell's background, said so.
         if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
-            before[signum] = signal.signal(signum, lambda number, _frame: stop(number))
+            before[signum] = signal.signal(signum, _handler(handle))
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _handler(handle: Callable[[int], None]) -> Callable[[int, object], None]:
+    return lambda signum, frame: handle(signum)
 
 
 def _log_to_stderr(*, as_json: bool) -> None:
@@ -234,77 +282,6 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time_s": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
         return json.dumps(line)
-
-
-# --- doctor
-
-
-def _doctor(*, as_json: bool) -> int:
-    from lutbuilder_agent.timing import timer_facts
-
-    seen, now, runtimes = survey(), conditions(), _probe(None)
-    folders = state_folders(default_name(platform.node(), seen.fingerprint.device))
-    timer = timer_facts()
-    if as_json:
-        facts = {"overhead_ns": timer.overhead_ns, "quantum_ns": timer.quantum_ns}
-        print(json.dumps({**_doctor_json(seen, now, runtimes, folders), "timer": facts}, indent=2))
-    else:
-        print("\n".join(doctor_lines(seen, now, runtimes, folders)))
-        print(f"timer: {timer.overhead_ns} ns a reading, steps of {timer.quantum_ns} ns")
-    if any(report.available and report.name != "simulated" for report in runtimes):
-        return 0
-    print("no engine runs here; the usual one: pip install 'lutbuilder-agent[onnx]'", file=sys.stderr)
-    return RuntimeUnavailable.exit_status
-
-
-def _doctor_json(
-    seen: Survey, now: Conditions, runtimes: Sequence[RuntimeReport], folders: Folders
-) -> dict[str, object]:
-    return {
-        "agent_version": __version__,
-        "device": seen.fingerprint.device,
-        "env_id": seen.fingerprint.env_id,
-        "facts": dict(seen.fingerprint.facts),
-        "unread": [asdict(one) for one in seen.unread],
-        "conditions": asdict(now),
-        "runtimes": [asdict(report) for report in runtimes],
-        "cache_dir": str(folders.cache),
-        "spool_dir": str(folders.spool),
-        "reports_waiting": _waiting(folders.spool),
-    }
-
-
-def doctor_lines(seen: Survey, now: Conditions, runtimes: Sequence[RuntimeReport], folders: Folders) -> Iterator[str]:
-    """Yield what `doctor` prints: the record, what cannot be read and why, what to type where something is amiss."""
-    yield f"lutbuilder-agent {__version__}"
-    yield f"device       {seen.fingerprint.device}   environment {seen.fingerprint.env_id}"
-    for name, value in seen.fingerprint.facts:
-        yield f"  {name:<18} {value}"
-    for one in seen.unread:
-        if one.reason != "ENOENT":
-            yield f"  cannot read /{one.path}: {one.reason}"
-    yield "conditions"
-    for label, reading, unit in (
-        ("load, 1 minute", now.load_1min, ""),
-        ("core clock", now.cpu_mhz, " MHz"),
-        ("hottest zone", now.temperature_c, " degC"),
-        ("throttle events", now.throttle_count, ""),
-        ("time stolen", now.steal_s, " s"),
-    ):
-        yield f"  {label:<18} {'cannot be read here' if reading is None else f'{reading:g}{unit}'}"
-    yield "runtimes"
-    for report in runtimes:
-        yield f"  {report.name:<20} {f'runs, version {report.version}' if report.available else report.reason}"
-    yield "state"
-    yield f"  artifacts          {folders.cache}"
-    yield f"  spool              {folders.spool} ({_waiting(folders.spool)} reports wait)"
-    governor = dict(seen.fingerprint.facts).get("clock.governor", "performance")
-    if governor != "performance":
-        yield f"hint: the clock governor is {governor}; steadier: sudo cpupower frequency-set -g performance"
-
-
-def _waiting(spool: Path) -> int:
-    return len(list(spool.glob("*.report")))
 
 
 # --- argument types: argparse prints what they raise
@@ -341,3 +318,11 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < 1e7:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,12})([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    n_bytes = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()] if match else 0
+    if not 1 << 20 <= n_bytes <= 1 << 50:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of at least 1M, for example 500M or 2G")
+    return n_bytes

@@ -15,6 +15,9 @@
     |   +-- UnknownSession      the coordinator does not know this session (it restarted): register again
     |   +-- StaleLease          a lease with an older epoch: somebody else holds the work now
     |   +-- ArtifactCorrupt     bytes whose sha256 is not the promised one
+    |   +-- NotAuthenticated    a token or certificate that is missing, wrong, expired or revoked
+    |   +-- NotAllowed          a call that this caller's role or name does not cover
+    +-- TrustError              a certificate or key file that is missing, damaged or does not fit the others
     +-- NoAgent                 no agent of the wanted device came in time
     +-- CampaignFailed          nothing could be measured; the message says why
     +-- StoreError              the campaign store cannot be read or written
@@ -106,6 +109,21 @@ class StaleLease(WireError):
 
 class ArtifactCorrupt(WireError):
     code = "artifact_corrupt"
+
+
+class NotAuthenticated(WireError):
+    code = "not_authenticated"
+    exit_status = 77
+
+
+class NotAllowed(WireError):
+    code = "not_allowed"
+    exit_status = 77
+
+
+class TrustError(LutbuilderError):
+    code = "trust"
+    exit_status = 78
 
 
 class NoAgent(LutbuilderError):

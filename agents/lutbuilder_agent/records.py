@@ -12,7 +12,8 @@ from typing import Literal, get_args
 
 from lutbuilder_agent.errors import SpecError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # newest spoken here; 2 added leases ahead
+PROTOCOL_OLDEST = 1
 
 OpId = str  # see lutbuilder.op; opaque to the agent
 Cache = Literal["hot", "rotating", "flushed", "cold"]
@@ -263,17 +264,24 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentHello:
-    """What an agent says when it registers. `name` is stable over restarts; a second one of a name fences the first."""
+    """What an agent says when it registers. `name` is stable over restarts; a second one of a name fences the first.
+
+    Agents of one `clock_domain` disturb each other (a host's CPU and GPU): among them one lease at a time. Empty: the
+    agent is a domain of its own.
+    """
 
     name: str
     agent_version: str
     fingerprint: Fingerprint
     runtimes: tuple[RuntimeReport, ...]
-    protocol_min: int = PROTOCOL_VERSION
+    protocol_min: int = PROTOCOL_OLDEST
     protocol_max: int = PROTOCOL_VERSION
+    clock_domain: str = ""
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
+        if self.clock_domain:
+            _check_name("clock_domain", self.clock_domain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@ The child loads every artifact (`plan.instances` times) and then times rounds. A
 child, never the parent: a journal on disk keeps the visits of the broken round, a shared counter tells which op was
 running, and a fresh child goes on without it. While a round runs the parent sleeps in one `poll`.
 
-Both are files without a name, so that nothing is left behind however the two processes end.
+Both are files without a name, so that nothing is left behind however the two processes end. A child may be started
+before there is anything for it to do (`spare`): it then waits in silence and takes up its work within a millisecond.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from lutbuilder_agent.errors import (
     UnsupportedOp,
 )
 from lutbuilder_agent.records import Failure, FailureReason, LeasedOp, OpId, Plan, Timing
+from lutbuilder_agent.rounds import AtEnd, Reached
 
 if TYPE_CHECKING:
     from lutbuilder_agent.runtimes import Prepared, Runtime
@@ -59,6 +61,11 @@ class RoundResult:
 class _Load:
     op: LeasedOp
     path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AreYouThere:
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +98,7 @@ class _RunRound:
 class _RoundDone:
     round_ns: int
     timed_ns: int
+    end_ns: int  # when the last visit was over, on the session's clock
 
 
 @dataclass(slots=True)
@@ -107,19 +115,26 @@ class Worker:
     Raises MissingExtra, RuntimeUnavailable or SpecError from `prepare` if the plan's runtime does not run here: that is
     no op's fault. No `start_ns` is below `not_before_ns`, nor below that of an earlier visit. Instances are numbered
     from `first_instance` on, anew after every respawn: a session's workers continue each other's clock and numbers.
-    Throttle counters are read below `sysroot`.
+    Throttle counters are read below `sysroot`. The first child is the `spare`, if there is one.
     """
 
     def __init__(
-        self, plan: Plan, *, not_before_ns: int = 0, first_instance: int = 0, sysroot: Path = Path("/")
+        self,
+        plan: Plan,
+        *,
+        not_before_ns: int = 0,
+        first_instance: int = 0,
+        sysroot: Path = Path("/"),
+        spare: Child | None = None,
     ) -> None:
         self._plan = plan
         self._sysroot = sysroot
+        self._spare = spare
         self._loads: list[_Load] = []
         self._dropped: set[OpId] = set()
         self._next_instance = first_instance
         self._last_ns = not_before_ns
-        self._child: _Child | None = None
+        self._child: Child | None = None
 
     def __enter__(self) -> Worker:
         return self
@@ -131,20 +146,43 @@ class Worker:
 
     def prepare(self, ops: Sequence[tuple[LeasedOp, Path]]) -> tuple[Failure, ...]:
         """Load every artifact `plan.instances` times; return the ops that failed, the others are ready for rounds."""
-        self._loads = [_Load(op=op, path=str(path)) for op, path in ops]
-        return self._respawn(round=0)
+        self.begin(ops)
+        return self.loaded()
 
-    def run_round(self, round: int) -> RoundResult:
-        """Visit every op that is due in this round once. A failing op becomes a Failure and leaves the rotation."""
+    def begin(self, ops: Sequence[tuple[LeasedOp, Path]]) -> None:
+        """Have the child begin what `prepare` does; returns at once. `loaded` waits for it."""
+        self._loads = [_Load(op=op, path=str(path)) for op, path in ops]
+        if self._loads:
+            self._start_loading()
+
+    def loaded(self) -> tuple[Failure, ...]:
+        """Wait for what `begin` began; return the ops that failed."""
+        return self._await_loaded(round=0)
+
+    @property
+    def reached(self) -> Reached:
+        """How far the session has come: the clock at the end of the last visit, the next instance's number."""
+        return Reached(clock_ns=self._last_ns, instance=self._next_instance)
+
+    def run_round(self, round: int, *, at_end: AtEnd | None = None) -> RoundResult:
+        """Visit every op that is due in this round once. A failing op becomes a Failure and leaves the rotation.
+
+        `at_end` is called as soon as the last visit is over, before any of them is read; not if the child died then.
+        """
         seen = _Seen()
         started_ns = time.perf_counter_ns()
+        wall_ns = 0
         visited: set[OpId] = set()
         blameless = 0
         while any(round % load.op.every == 0 and load.op.op_id not in visited for load in self._loads):
             if self._child is None:
-                seen.failures += self._respawn(round=round)
+                seen.failures += self._await_loaded(round=round)
                 continue
             done, culprit = self._child.run_round(round, skip=visited | self._dropped, first_order=len(visited))
+            wall_ns = time.perf_counter_ns() - started_ns
+            if done is not None and at_end is not None:
+                self._last_ns = max(self._last_ns, done.end_ns)
+                at_end(self.reached)
             journal = self._child.read_journal()
             seen.timings += journal
             visited |= {timing.op_id for timing in journal}
@@ -156,7 +194,6 @@ class Worker:
                 break
             blameless += culprit.op_id is None
             seen.failures += self._bury(culprit, round=round, blameless=blameless)
-        wall_ns = time.perf_counter_ns() - started_ns
         if self._plan.runtime == "simulated":
             wall_ns = max(wall_ns, seen.round_ns)
         return RoundResult(
@@ -173,28 +210,45 @@ class Worker:
         self._dropped |= gone
         self._loads = [load for load in self._loads if load.op.op_id not in gone]
 
+    def retire(self) -> None:
+        """Kill the child, so that another may have the device; what it saw in its last round can still be read."""
+        if self._child is not None:
+            self._child.kill()
+
     def close(self) -> None:
         """End the child and remove its files. Safe to call twice."""
         if self._child is not None:
             self._child.end()
             self._child = None
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
 
-    def _respawn(self, *, round: int) -> tuple[Failure, ...]:
-        """Start a child and load everything, burying every op that kills it on the way."""
-        failures: list[Failure] = []
-        blameless = 0
-        while self._loads:
-            self.close()
-            self._child = _Child(self._plan)
-            start = _Start(
+    def _start_loading(self) -> None:
+        """Hand everything that is still to be loaded to a child: the spare, or a new one."""
+        waiting, self._spare = self._spare, None
+        self.close()
+        self._child = waiting or Child()
+        self._child.begin(
+            _Start(
                 plan=self._plan,
                 loads=tuple(self._loads),
                 first_instance=self._next_instance,
                 not_before_ns=self._last_ns,
                 sysroot=str(self._sysroot),
             )
-            self._next_instance += self._plan.instances
-            answer, culprit = self._child.load(start)
+        )
+        self._next_instance += self._plan.instances
+
+    def _await_loaded(self, *, round: int) -> tuple[Failure, ...]:
+        """Wait until a child has loaded everything, burying every op that kills one on the way."""
+        failures: list[Failure] = []
+        blameless = 0
+        while self._loads:
+            if self._child is None:
+                self._start_loading()
+                continue
+            answer, culprit = self._child.loaded()
             if isinstance(answer, _Refused):
                 self.close()
                 raise answer.error
@@ -229,12 +283,13 @@ class _Death:
     detail: str
 
 
-class _Child:
-    """The parent's end of one child process."""
+class Child:
+    """The parent's end of one child process, from its start to its end: it waits, loads, and runs rounds."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self) -> None:
         self._ids: tuple[OpId, ...] = ()
+        self._patience_s = _START_S
+        self._asked_s = 0.0
         self._journal = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # open as long as the child; `end` closes it
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # the same
         self._pipe, theirs = _pipe()
@@ -252,14 +307,26 @@ class _Child:
                 start_new_session=True,  # killed as a group, with whatever a runtime started
             )
 
-    def load(self, start: _Start) -> tuple[object, _Death]:
+    def is_there(self) -> bool:
+        """Wait until the child has done its imports and sleeps; False if it died of them."""
+        self._send(_AreYouThere())
+        return isinstance(self._answer()[0], _AreYouThere)
+
+    def begin(self, start: _Start) -> None:
+        """Have the child load; `loaded` waits for it."""
         self._ids = tuple(load.op.op_id for load in start.loads)
-        return self._ask(start)
+        self._patience_s = start.plan.op_timeout_ns / 1e9
+        self._send(start)
+
+    def loaded(self) -> tuple[object, _Death]:
+        """Return the child's answer to `begin`, or how it died."""
+        return self._answer()
 
     def run_round(self, round: int, *, skip: set[OpId], first_order: int) -> tuple[_RoundDone | None, _Death]:
         self._journal.seek(0)  # where the child writes, too: it inherited the file with its position
         self._journal.truncate()
-        answer, death = self._ask(_RunRound(round=round, skip=frozenset(skip), first_order=first_order))
+        self._send(_RunRound(round=round, skip=frozenset(skip), first_order=first_order))
+        answer, death = self._answer()
         return (answer if isinstance(answer, _RoundDone) else None), death
 
     def read_journal(self) -> list[Timing]:
@@ -272,29 +339,36 @@ class _Child:
                 timings += pickle.load(journal)
         return timings
 
-    def end(self) -> None:
+    def kill(self) -> None:
+        """Kill the child and whatever a runtime started, and do not wait for it."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill the child, wait until it is gone and give up its files."""
+        self.kill()
         self._process.wait()
         self._pipe.close()
         self._mark.close()
         self._journal.close()
         self._stderr.close()
 
-    def _ask(self, question: object) -> tuple[object, _Death]:
-        nothing = _Death(op_id=None, reason="crashed", detail="")
-        patience_s = self._plan.op_timeout_ns / 1e9
-        started_s = time.monotonic()
-        try:
+    def _send(self, question: object) -> None:
+        self._asked_s = time.monotonic()
+        with contextlib.suppress(OSError):  # it died; `_answer` finds out how
             self._pipe.send(question)
+
+    def _answer(self) -> tuple[object, _Death]:
+        nothing = _Death(op_id=None, reason="crashed", detail="")
+        try:
             steps = self._steps()
-            while not self._pipe.poll(patience_s):
+            while not self._pipe.poll(self._patience_s):
                 if self._process.poll() is not None:
                     break
                 now = self._steps()
-                starting = now == 0 and time.monotonic() - started_s < _START_S  # the runtime is being imported
+                starting = now == 0 and time.monotonic() - self._asked_s < _START_S  # the runtime is being imported
                 if now == steps and not starting:  # a whole patience without a single call finished
-                    return None, self._death("timed_out", f"no call finished within {patience_s:g} s")
+                    return None, self._death("timed_out", f"no call finished within {self._patience_s:g} s")
                 steps = now
             else:
                 return self._pipe.recv(), nothing
@@ -314,6 +388,18 @@ class _Child:
 
     def _steps(self) -> int:
         return int(_MARK.unpack(self._mark[:])[0])
+
+
+def spare() -> Child | None:
+    """Return a child process that waits for work in silence, its imports done; None if none can be had.
+
+    Whoever gets none goes on without: the next worker starts a child of its own and says what is wrong.
+    """
+    child = Child()
+    if child.is_there():
+        return child
+    child.end()
+    return None
 
 
 def _pipe() -> tuple[Connection, Connection]:
@@ -395,7 +481,8 @@ class _Bench:
             order += len(unit)
             self._journal.write(pickle.dumps(timings))
         self._step(_NOBODY)
-        return _RoundDone(round_ns=self._runtime.now_ns() - started_ns, timed_ns=timed_ns)
+        now_ns = self._runtime.now_ns()
+        return _RoundDone(round_ns=now_ns - started_ns, timed_ns=timed_ns, end_ns=now_ns + self._shift_ns)
 
     def _visit(self, unit: Sequence[_Ready], *, round: int, order: int) -> list[Timing]:
         from lutbuilder_agent.timing import preemptions, preemptions_of_all_threads, time_train
@@ -450,7 +537,8 @@ def _serve(pipe: Connection, mark: mmap.mmap, journal: io.FileIO) -> None:
 
     from lutbuilder_agent.runtimes import load
 
-    start = pipe.recv()
+    while isinstance(start := pipe.recv(), _AreYouThere):
+        pipe.send(start)
     try:
         runtime = load(start.plan.runtime, threads=start.plan.threads, options=dict(start.plan.options))
     except (MissingExtra, RuntimeUnavailable, SpecError) as error:

@@ -26,7 +26,7 @@ from lutbuilder.stats import calibrate as stats
 from lutbuilder.stats.calibrate import Calibration, Fit, Networks, Pattern
 from lutbuilder.stats.interval import quantile
 from lutbuilder.stats.records import OpEstimate
-from lutbuilder_agent.errors import CampaignFailed, LutConflict
+from lutbuilder_agent.errors import CampaignFailed, LutConflict, SpecError
 
 if TYPE_CHECKING:
     from lutbuilder.campaign.collect import Draft
@@ -109,6 +109,20 @@ class CalibrationReport:
         if self.sources_sha256 is None:
             del body[SOURCES]  # rows of another device rest on nothing in this table
         return body
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> CalibrationReport:
+        """Inverse of `to_json`, also after a trip through JSON. Raises SpecError for what no `to_json` wrote."""
+        try:
+            typed: dict[str, Any] = {
+                "spaces": tuple(body["spaces"]),
+                "outliers": tuple(body["outliers"]),
+                "networks": tuple(FittedNetwork(**network) for network in body["networks"]),
+                **{name: Errors(**body[name]) for name in ("before", "affine", "ridge")},
+            }
+            return cls(**{SOURCES: None, **body, **typed})
+        except (KeyError, TypeError) as error:
+            raise SpecError(f"a malformed calibration report: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -9,17 +10,16 @@ from typing import TYPE_CHECKING
 
 from lutbuilder.campaign.carriers import choose_carriers, in_situ_rows, timed_carriers
 from lutbuilder.campaign.estimates import Summary, summarise
-from lutbuilder.campaign.host import Host, hosting
+from lutbuilder.campaign.host import ALONE, Host, Opening
 from lutbuilder.campaign.knots import ImputedRows, estimates_of, staged
 from lutbuilder.campaign.plan import campaign_ops, expected_uses, make_plan
-from lutbuilder.campaign.request import CollectOutcome, CollectRequest, OnProgress, StopReason, command_line
+from lutbuilder.campaign.request import CollectOutcome, CollectRequest, OnProgress, StopReason
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder_agent import __version__  # one version for both distributions
 from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutNoisy, LutNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -30,23 +30,22 @@ if TYPE_CHECKING:
     from lutbuilder.op import OpSpec
     from lutbuilder.stats.records import Visits
     from lutbuilder.stats.sessions import SessionReport
+    from lutbuilder.urls import Place
     from lutbuilder_agent.records import Fingerprint, Plan
 
 
-def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
+def collect(request: CollectRequest, on_progress: OnProgress, *, opening: Opening = ALONE) -> CollectOutcome:
     """Measure the ops of the request's space that its LUT lacks, publish the next version, and return it.
 
     Killed at any moment and called again with an equal request, it continues: visits are in the store before they are
     acknowledged. Raises what the parts raise: UnknownName, NoAgent, CampaignFailed, LutConflict, LutNotWritable,
     StoreError, PortInUse; Interrupted on Ctrl-C.
     """
-    from lutbuilder import devices, spaces
     from lutbuilder_agent import runtimes
-    from lutbuilder_agent.fingerprint import fingerprint
 
-    device = devices.resolve(request.device, here=fingerprint().device)
+    device = opening.device(request.device)
     runtime, _ = runtimes.entry(request.runtime or device.runtime)
-    space = spaces.get(request.space, batch=request.batch)
+    space = opening.space(request.space, batch=request.batch)
     plan = make_plan(
         runtime,
         threads=request.threads or device.threads,
@@ -59,7 +58,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
         # An agent elsewhere keeps dialling the address it was given, so a repeated command must listen there again.
         alone = device.local and request.agents == 1
         listen = request.listen or ("127.0.0.1:0" if alone else "127.0.0.1:7070")
-        with hosting(device, runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress) as host:
+        with opening.host(device, runtime, listen=listen, state_dir=request.state_dir, on_progress=on_progress) as host:
             agent = host.find_agent(device, runtime, wait_s=request.wait_s)
             target = Target(
                 device=silicon(agent.fingerprint, runtime, dict(plan.options)),
@@ -137,7 +136,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
             except LutNoisy as error:
                 raise LutNoisy(
                     f"{error}. Every visit is kept. Find out what disturbs the machine and measure longer (--budget), "
-                    f"or publish what there is, marked noisy: {command_line(request, '--accept-noisy')}"
+                    f"or publish what there is, marked noisy: {opening.retyped(request, '--accept-noisy')}"
                 ) from error
             outcome = _outcome(host, state, lut, made.summary, wanted=wanted, resumed=resumed)
             return replace(outcome, notes=(*outcome.notes, *_uncalibrated(base, lut)))
@@ -147,7 +146,7 @@ def collect(request: CollectRequest, on_progress: OnProgress) -> CollectOutcome:
         ) from None
 
 
-def newest(name: str, folder: Path) -> Lut | None:
+def newest(name: str, folder: Place) -> Lut | None:
     """Return the newest version of a LUT, or None if there is none."""
     from lutbuilder.lut import Lut
 
@@ -233,13 +232,24 @@ def runtime_version(agent: AgentState, runtime: str) -> str:
 def unpublished(spec: CampaignSpec, store: Store, base: Lut | None) -> CampaignSpec:
     """Return the first repeat of a campaign that is not over and published: the one to run, continue or publish."""
     known = {campaign.campaign_id: campaign for campaign in store.campaigns()}
-    published = set(base.meta.sessions) if base is not None else set()
     while spec.key in known and known[spec.key].state != "active":
         sessions = {session.session_id for session in store.sessions([spec.key])}
-        if known[spec.key].state == "done" and sessions and not sessions <= published:
+        if known[spec.key].state == "done" and sessions and not _holds(base, known[spec.key], sessions):
             return spec  # measured, but its publishing failed: disk full, read-only folder
         spec = replace(spec, repeat=spec.repeat + 1)
     return spec
+
+
+def _holds(base: Lut | None, campaign: CampaignState, sessions: set[str]) -> bool:
+    """Return whether a campaign that is done is in a table, as far as sessions and times tell.
+
+    Agents of a fleet measure for many campaigns in one session: a table of another one, made before this one ended,
+    names the session, too.
+    """
+    if base is None or not sessions <= set(base.meta.sessions):
+        return False
+    created = datetime.fromisoformat(base.meta.created.replace("Z", "+00:00"))
+    return campaign.finished_s is None or math.floor(campaign.finished_s) <= created.timestamp()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +346,7 @@ def draft(
         stop_reason=state.reason,
         quality=QualitySummary(
             timed_fraction=timed_fraction(host, state),
-            wall_s=max(host.elapsed_s(), state.measured_ns / 1e9),
+            wall_s=max(host.busy_s(), state.measured_ns / 1e9),
             rounds=state.rounds,
             sessions=len(pool.sessions),
         ),
@@ -383,7 +393,7 @@ def publish_draft(
     host: Host,
     made: Draft,
     *,
-    luts: Path,
+    luts: Place,
     base: Lut | None,
     new_conditions: bool = False,
     accept_noisy: bool = True,
@@ -439,7 +449,7 @@ def keep_samples(store: Store, lut: Lut) -> None:
 
 def timed_fraction(host: Host, state: CampaignState) -> float:
     """Share of the wall time inside timed visits; a resumed campaign's earlier runs count with their rounds only."""
-    wall_s = max(host.elapsed_s(), state.measured_ns / 1e9)
+    wall_s = max(host.busy_s(), state.measured_ns / 1e9)
     return min(1.0, state.timed_ns / 1e9 / wall_s)
 
 

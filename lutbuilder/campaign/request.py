@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lutbuilder.urls import Place
 from lutbuilder_agent.records import Cache
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class CollectRequest:
     cache: Cache | None = None  # None: the runtime's default
     carriers: int = 16  # whole networks timed along with the ops, to correct these for what a network does to them
     seed: int = 0
-    luts: Path = Path("luts")
+    luts: Place = Path("luts")
     state_dir: Path | None = None  # None: $LUTBUILDER_STATE, else the user's state folder
     listen: str | None = None  # HOST:PORT for agents; None: any port for this machine, 127.0.0.1:7070 for another
     wait_s: float | None = None  # how long to wait for an agent of a device that is not this machine; None: for ever
@@ -90,7 +91,7 @@ class ValidateRequest:
     budget_s: float = 900.0
     seed: int = 1
     lease_rounds: int = 0  # as in CollectRequest
-    luts: Path = Path("luts")
+    luts: Place = Path("luts")
     state_dir: Path | None = None
     again: bool = False  # time these very networks once more, even if this store has them timed
 
@@ -162,7 +163,7 @@ class CalibrateRequest:
     budget_s: float = 600.0
     seed: int = 0
     worst: float = 0.05  # leave-one-out error above which another device's table is refused
-    luts: Path = Path("luts")
+    luts: Place = Path("luts")
     state_dir: Path | None = None
     listen: str | None = None
     wait_s: float | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLE = "LUTBUILDER_STATE"
+STORE_VARIABLE = "LUTBUILDER_STORE"
 STORE_NAME = "campaigns.sqlite"
 
 
@@ -22,6 +23,16 @@ def state_folder(chosen: Path | None, *, environ: Mapping[str, str], home: Path)
 def default_store(chosen: Path | None = None) -> Path:
     """Return the file of the campaign store for this process and user; it need not exist."""
     return default_state_folder(chosen) / STORE_NAME
+
+
+def served_store(state_dir: Path | None = None, url: str | None = None) -> str | Path:
+    """Return where the store of a coordinator of many is: `url`, else $LUTBUILDER_STORE, else the file of the folder.
+
+    A chosen folder is chosen: the variable says nothing then.
+    """
+    import os
+
+    return url or (os.environ.get(STORE_VARIABLE) if state_dir is None else None) or default_store(state_dir)
 
 
 def default_state_folder(chosen: Path | None = None) -> Path:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lutbuilder.cli.console import Debug, Json, LutsFolder, StateDir, emit_json, errors_shown, pairs, say, table
+from lutbuilder.cli.places import ByCoordinator, InsecurePlaintext, Priority, check_alone, remotely
 from lutbuilder.cli.values import duration_s, duration_text, fraction, listen_address, named_value, percent_text, whole
 
 if TYPE_CHECKING:
     from lutbuilder.campaign.calibrated import CalibrationReport
+    from lutbuilder.campaign.request import CalibrateOutcome
 
 _NETWORKS, _NETWORKS_FROM = 16, 10
 
@@ -59,6 +61,9 @@ def calibrate(
             metavar="NAME=VALUE", help="With --from: an option of the runtime; may be repeated.", show_default=False
         ),
     ] = None,
+    coordinator: ByCoordinator = None,
+    priority: Priority = 0,
+    insecure_plaintext: InsecurePlaintext = False,
     luts: LutsFolder = Path("luts"),
     state_dir: StateDir = None,
     json_: Json = False,
@@ -78,6 +83,7 @@ def calibrate(
       lutbuilder calibrate luts/<device>/litert-fp32-bs1 --nets 32 --rounds 36 --budget 20m --json
       lutbuilder calibrate --from luts/<other-device>/onnxruntime-fp32-bs1 --nets 10
       lutbuilder calibrate --from luts/<other-device>/torch-fp32-bs8 --device v100 --listen 127.0.0.1:7070
+      lutbuilder calibrate luts/<device>/onnxruntime-fp32-bs1 --coordinator lab:7070
     """
     with errors_shown(as_json=json_, debug=debug, resumable=True):
         from lutbuilder import devices, spaces
@@ -85,6 +91,9 @@ def calibrate(
         from lutbuilder.cli.progress import ProgressView
         from lutbuilder_agent.fingerprint import fingerprint
 
+        if coordinator is None:
+            check_alone(priority, insecure_plaintext)
+            device = devices.resolve(device, here=fingerprint().device).name
         if space is not None:
             spaces.get(space)
         usual = _NETWORKS if source is None else _NETWORKS_FROM
@@ -93,7 +102,7 @@ def calibrate(
             source=source,
             space=space,
             n_networks=whole(usual if nets is None else nets, option="--nets", least=6, most=128),
-            device=devices.resolve(device, here=fingerprint().device).name,
+            device=device,
             instances=None if instances is None else whole(instances, option="--instances", least=1, most=64),
             rounds=whole(rounds, option="--rounds", least=6, most=10_000),
             lease_rounds=whole(lease_rounds, option="--lease-rounds", least=0, most=1_000_000),
@@ -106,23 +115,42 @@ def calibrate(
             wait_s=None if wait is None else duration_s(wait, option="--wait", zero=True),
             runtime_options=tuple(named_value(one, option="--runtime-option") for one in runtime_option or ()),
         )
-        from lutbuilder.calibration import calibrate as run
-
-        with ProgressView() as view:
-            outcome = run(request, view.update)
-        if json_:
-            emit_json(
-                {
-                    "lut": {"name": outcome.lut.name, "version": outcome.lut.version, "path": str(outcome.lut.path)},
-                    "rounds": outcome.rounds,
-                    "wall_s": outcome.wall_s,
-                    "report": outcome.report,
-                }
-            )
+        if coordinator is not None:
+            with (
+                remotely(
+                    coordinator,
+                    luts=luts,
+                    priority=priority,
+                    insecure_plaintext=insecure_plaintext,
+                    listen=listen,
+                    state_dir=state_dir,
+                ) as remote,
+                ProgressView() as view,
+            ):
+                outcome = remote.calibrate(request, view.update)
         else:
-            show_report(outcome.report)
-            say(f"published {outcome.lut.name}@{outcome.lut.version}; took {duration_text(outcome.wall_s)}")
-            print(outcome.lut.path)
+            from lutbuilder.calibration import calibrate as run
+
+            with ProgressView() as view:
+                outcome = run(request, view.update)
+        show(outcome, as_json=json_)
+
+
+def show(outcome: CalibrateOutcome, *, as_json: bool) -> None:
+    """Print what came out."""
+    if as_json:
+        emit_json(
+            {
+                "lut": {"name": outcome.lut.name, "version": outcome.lut.version, "path": str(outcome.lut.path)},
+                "rounds": outcome.rounds,
+                "wall_s": outcome.wall_s,
+                "report": outcome.report,
+            }
+        )
+        return
+    show_report(outcome.report)
+    say(f"published {outcome.lut.name}@{outcome.lut.version}; took {duration_text(outcome.wall_s)}")
+    print(outcome.lut.path)
 
 
 def show_report(report: CalibrationReport) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lutbuilder.cli.console import Debug, Json, LutsFolder, StateDir, emit_json, errors_shown, say
+from lutbuilder.cli.places import ByCoordinator, InsecurePlaintext, Priority, check_alone, remotely
 from lutbuilder.cli.values import (
     cache_state,
     duration_s,
@@ -90,6 +91,9 @@ def collect(
     accept_noisy: Annotated[
         bool, typer.Option("--accept-noisy", help="Publish, marked, what was measured too badly to be published.")
     ] = False,
+    coordinator: ByCoordinator = None,
+    priority: Priority = 0,
+    insecure_plaintext: InsecurePlaintext = False,
     luts: LutsFolder = Path("luts"),
     state_dir: StateDir = None,
     json_: Json = False,
@@ -97,7 +101,9 @@ def collect(
 ) -> None:
     """Time every op of a space and publish the table.
 
-    Prints the table's path on stdout and progress on stderr. Killed or interrupted, the same command continues.
+    Prints the table's path on stdout and progress on stderr. Killed or interrupted, the same command continues. With
+    --coordinator it is done there, by agents of its fleet, and goes on without this command; --device is then a named
+    device, the silicon of an agent (see `lutbuilder agents`), or cpu for the agents' one kind of CPU.
 
     \b
     Examples:
@@ -106,6 +112,7 @@ def collect(
       lutbuilder collect --device cpu --budget 9m --sessions 3
       lutbuilder collect --device v100 --bs 8 --listen 127.0.0.1:7070 --wait 30m
       lutbuilder collect --device cpu --space amc --max-ops 400 --budget 10m
+      lutbuilder collect --coordinator lab:7070 --device pixel1 --priority 5
       lutbuilder luts show "$(lutbuilder collect --device cpu)"
     """
     with errors_shown(as_json=json_, debug=debug, resumable=True):
@@ -115,10 +122,12 @@ def collect(
         from lutbuilder_agent import runtimes
         from lutbuilder_agent.fingerprint import fingerprint
 
-        here = fingerprint().device
+        if coordinator is None:
+            check_alone(priority, insecure_plaintext)
+            device = devices.resolve(device, here=fingerprint().device).name
         spaces.get(space, batch=whole(bs, option="--bs", least=1, most=4096))
         request = CollectRequest(
-            device=devices.resolve(device, here=here).name,
+            device=device,
             space=space,
             runtime=None if runtime is None else runtimes.entry(runtime)[0],
             batch=bs,
@@ -144,16 +153,35 @@ def collect(
             cache=None if cache is None else cache_state(cache, option="--cache"),
             runtime_options=tuple(named_value(one, option="--runtime-option") for one in runtime_option or ()),
         )
-        from lutbuilder.campaign.collect import collect as run
-
-        with ProgressView() as view:
-            outcome = run(request, view.update)
-        if json_:
-            emit_json(as_data(outcome))
+        if coordinator is not None:
+            with (
+                remotely(
+                    coordinator,
+                    luts=luts,
+                    priority=priority,
+                    insecure_plaintext=insecure_plaintext,
+                    listen=listen,
+                    state_dir=state_dir,
+                ) as remote,
+                ProgressView() as view,
+            ):
+                outcome = remote.collect(request, view.update)
         else:
-            for line in summary(outcome):
-                say(line)
-            print(outcome.lut.path)
+            from lutbuilder.campaign.collect import collect as run
+
+            with ProgressView() as view:
+                outcome = run(request, view.update)
+        show(outcome, as_json=json_)
+
+
+def show(outcome: CollectOutcome, *, as_json: bool) -> None:
+    """Print what came out."""
+    if as_json:
+        emit_json(as_data(outcome))
+        return
+    for line in summary(outcome):
+        say(line)
+    print(outcome.lut.path)
 
 
 def as_data(outcome: CollectOutcome) -> dict[str, object]:

@@ -9,15 +9,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lutbuilder_agent.errors import Interrupted, LutbuilderError
+from lutbuilder.urls import Place, place
+from lutbuilder_agent.errors import Interrupted, LutbuilderError, SpecError
+
+
+def _luts_place(text: str | Place) -> Place:
+    try:
+        return place(text)
+    except SpecError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-LutsFolder = Annotated[Path, typer.Option("--luts", metavar="DIR", help="Folder of the tables.")]
+if TYPE_CHECKING:
+    LutsFolder = Place
+else:  # typer knows no unions
+    LutsFolder = Annotated[
+        Any,
+        typer.Option(
+            "--luts", metavar="DIR|URL", parser=_luts_place, help="Folder of the tables, s3://BUCKET/DIR too."
+        ),
+    ]
 StateDir = Annotated[
     Path | None,
     typer.Option(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lutbuilder.lut.diff import Diff, RowDiff, Verdict
     from lutbuilder.lut.lint import Finding, Severity
     from lutbuilder.stats.sessions import SessionReport
+    from lutbuilder.urls import Place
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("import")(interchange.import_)
@@ -50,13 +51,14 @@ def list_(luts: LutsFolder = Path("luts"), json_: Json = False, debug: Debug = F
     Examples:
       lutbuilder luts list
       lutbuilder luts list --luts /srv/luts --json
+      lutbuilder luts list --luts s3://bucket/luts
     """
     with errors_shown(as_json=json_, debug=debug):
         from lutbuilder.lut import Lut, list_luts
         from lutbuilder_agent.errors import LutError
 
         found: list[Lut] = []
-        refused: list[tuple[Path, LutError]] = []
+        refused: list[tuple[Place, LutError]] = []
         for entry in list_luts(luts):
             try:
                 found.append(Lut.load(entry.path()))
@@ -249,7 +251,7 @@ _SESSION_COLUMNS = ("session", "agent", "visits", "scale", "drift", "residual", 
 _VERDICTS: tuple[Verdict, ...] = ("SLOWER", "FASTER", "UNSURE", "SAME")
 
 
-def _newest(folder: Path) -> Lut:
+def _newest(folder: Place) -> Lut:
     from lutbuilder.lut import Lut, list_luts
     from lutbuilder_agent.errors import LutNotFound
 
@@ -259,7 +261,7 @@ def _newest(folder: Path) -> Lut:
     return max(found, key=lambda lut: lut.meta.created)
 
 
-def _imported_tables(named: Sequence[Lut], folder: Path) -> list[Lut]:
+def _imported_tables(named: Sequence[Lut], folder: Place) -> list[Lut]:
     """Return the tables that imported rows may be copied from: the named ones and the newest below `folder`."""
     from lutbuilder.lut import Lut, list_luts
     from lutbuilder_agent.errors import LutError
@@ -280,7 +282,7 @@ def _has_imported(lut: Lut) -> bool:
     return "imported" in lut.table.column("evidence").to_pylist()
 
 
-def _refused(path: Path, error: Any) -> dict[str, str]:
+def _refused(path: Place, error: Any) -> dict[str, str]:
     return {"path": str(path), "code": error.code, "message": str(error)}
 
 

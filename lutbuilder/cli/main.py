@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
-from lutbuilder.cli import agents, calibrate, collect, devices, doctor, luts, search, spaces, validate
+from lutbuilder.cli import (
+    agents,
+    calibrate,
+    campaigns,
+    collect,
+    devices,
+    doctor,
+    jobs,
+    leases,
+    luts,
+    search,
+    security,
+    serve,
+    spaces,
+    store,
+    validate,
+)
 
 app = typer.Typer(
     name="lutbuilder",
@@ -40,6 +56,7 @@ def lutbuilder(
       lutbuilder calibrate luts/<device>/onnxruntime-fp32-bs1
       lutbuilder validate luts/<device>/onnxruntime-fp32-bs1
       lutbuilder search proxyless luts/<device>/onnxruntime-fp32-bs1 --limit 6ms --accuracy mine:accuracy
+      lutbuilder serve --listen 0.0.0.0:7070
     """
 
 
@@ -50,7 +67,13 @@ app.command()(search.search)
 app.add_typer(luts.app, name="luts")
 app.command()(devices.devices)
 app.add_typer(spaces.app, name="spaces")
-app.command()(agents.agents)
+app.command()(serve.serve)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(campaigns.app, name="campaigns")
+app.add_typer(agents.app, name="agents")
+app.command()(leases.leases)
+app.add_typer(security.app, name="security")
+app.add_typer(store.app, name="store")
 app.command()(doctor.doctor)
 
 

@@ -296,7 +296,7 @@ def _as_data(
 ) -> dict[str, object]:
     return {
         "space": request.space.name,
-        "lut": {"name": request.lut.name, "version": request.lut.version, "path": request.lut.path},
+        "lut": {"name": request.lut.name, "version": request.lut.version, "path": str(request.lut.path)},
         "method": request.method,
         "seed": request.seed,
         "limits": [

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lutbuilder.lut import Lut
     from lutbuilder.op import OpSpec
     from lutbuilder.spaces import SearchSpace
+    from lutbuilder.urls import Place
 
 INCOMPLETE = 1  # exit status of `coverage`
 _LISTED = 100  # ops that are listed unless all are asked for
@@ -175,7 +176,7 @@ def _list_ops(title: str, ops: Sequence[tuple[str, str]], all_ops: bool) -> None
         print(f"... and {len(ops) - len(shown):,} more ops: --ops lists all")
 
 
-def _open(lut: str, luts: Path) -> Lut:
+def _open(lut: str, luts: Place) -> Lut:
     from lutbuilder.lut import Lut
 
     return Lut.load(lut, folder=luts)

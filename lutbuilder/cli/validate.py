@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lutbuilder.cli.console import Debug, Json, LutsFolder, StateDir, emit_json, errors_shown, pairs, say, table
+from lutbuilder.cli.places import ByCoordinator, InsecurePlaintext, Priority, check_alone, remotely
 from lutbuilder.cli.values import duration_s, duration_text, percent_text, whole
 
 if TYPE_CHECKING:
+    from lutbuilder.campaign.request import ValidateOutcome
     from lutbuilder.stats.quality import Accuracy, Decile, Figure, ValidationReport
 
 
@@ -51,6 +53,9 @@ def validate(
         int,
         typer.Option(help="Prepare everything anew after so many rounds: 48 rounds by 16 give 9 instances; 0: never."),
     ] = 0,
+    coordinator: ByCoordinator = None,
+    priority: Priority = 0,
+    insecure_plaintext: InsecurePlaintext = False,
     luts: LutsFolder = Path("luts"),
     state_dir: StateDir = None,
     json_: Json = False,
@@ -70,6 +75,7 @@ def validate(
       lutbuilder validate luts/<device>/onnxruntime-fp32-bs1 --rounds 48 --lease-rounds 16 --budget 30m
       lutbuilder validate luts/<device>/onnxruntime-fp32-bs1 --save-networks networks.json
       lutbuilder validate luts/<device>/litert-fp32-bs1 --networks networks.json
+      lutbuilder validate luts/<device>/litert-fp32-bs1 --coordinator lab:7070
     """
     with errors_shown(as_json=json_, debug=debug, resumable=True):
         from lutbuilder import spaces
@@ -97,24 +103,42 @@ def validate(
             again=again,
             lease_rounds=whole(lease_rounds, option="--lease-rounds", least=0, most=1_000_000),
         )
-        from lutbuilder.validation import validate as run
-
-        with ProgressView() as view:
-            outcome = run(request, view.update)
-        table = f"{outcome.lut.name}@{outcome.lut.version}"
-        if json_:
-            emit_json(
-                {
-                    "lut": {"name": outcome.lut.name, "version": outcome.lut.version, "path": str(outcome.lut.path)},
-                    "wall_s": outcome.wall_s,
-                    "timed_before": outcome.timed_before,
-                    "report": outcome.report,
-                }
-            )
+        if coordinator is not None:
+            with (
+                remotely(
+                    coordinator,
+                    luts=luts,
+                    priority=priority,
+                    insecure_plaintext=insecure_plaintext,
+                    state_dir=state_dir,
+                ) as remote,
+                ProgressView() as view,
+            ):
+                outcome = remote.validate(request, view.update)
         else:
-            show_report(outcome.report)
-            before = "; the networks were timed before (--again times them once more)" if outcome.timed_before else ""
-            say(f"stored with {table}; took {duration_text(outcome.wall_s)}{before}")
+            from lutbuilder.validation import validate as run
+
+            check_alone(priority, insecure_plaintext)
+            with ProgressView() as view:
+                outcome = run(request, view.update)
+        show(outcome, as_json=json_)
+
+
+def show(outcome: ValidateOutcome, *, as_json: bool) -> None:
+    """Print what came out."""
+    if as_json:
+        emit_json(
+            {
+                "lut": {"name": outcome.lut.name, "version": outcome.lut.version, "path": str(outcome.lut.path)},
+                "wall_s": outcome.wall_s,
+                "timed_before": outcome.timed_before,
+                "report": outcome.report,
+            }
+        )
+        return
+    show_report(outcome.report)
+    before = "; the networks were timed before (--again times them once more)" if outcome.timed_before else ""
+    say(f"stored with {outcome.lut.name}@{outcome.lut.version}; took {duration_text(outcome.wall_s)}{before}")
 
 
 def show_report(report: ValidationReport) -> None:

@@ -16,7 +16,8 @@ gpu = ["*v100*"]                            # ... or against a fact of the finge
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,6 +112,22 @@ def resolve(name: str, *, here: str) -> DeviceTarget:
     if slugs:
         return slugs[0]
     raise unknown_name("device", name, [*names(), here])
+
+
+def elsewhere(name: str, slugs: Iterable[str]) -> DeviceTarget:
+    """Return the device meant where agents are of other machines: a named one, or one by its silicon's slug.
+
+    `slugs` are those of the agents. Such a device has the runtimes and threads of any CPU. Raises UnknownName.
+    """
+    slugs = sorted(set(slugs))
+    if name in names():
+        return get(name)
+    known = [device for device in map(get, names()) if device.name != "cpu" and device.is_slug(name)]
+    if known:
+        return known[0]
+    if name in slugs:
+        return replace(get("cpu"), name=name, title=name, local=False, match=(("device", (name,)),))
+    raise unknown_name("device", name, [*names(), *slugs])
 
 
 def parse(name: str, text: str) -> DeviceTarget:

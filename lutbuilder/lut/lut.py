@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lutbuilder.lut.schema import COLUMNS, EVIDENCES, LutMeta, QualitySummary, Row, column_values, table_to_rows
 from lutbuilder.op import OpSpec
+from lutbuilder.urls import Place
 from lutbuilder_agent.errors import LutCorrupt, OpNotInLut, SpecError, UnknownName
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class Lut:
 
     table: pa.Table
     meta: LutMeta
-    path: Path
+    path: Place
 
     @classmethod
-    def load(cls, spec: str | Path, *, folder: Path = Path("luts")) -> Lut:
+    def load(cls, spec: str | Place, *, folder: Place = Path("luts")) -> Lut:
         """Open "luts/h100/torch-fp16-bs8" (newest version), the same with "@3", or a parquet file.
 
-        A name that is no path is looked for below `folder`.
+        All of them may be in a bucket: "s3://bucket/luts/h100/torch-fp16-bs8@3". A name that is no path is looked for
+        below `folder`.
         Raises LutNotFound listing what there is, LutCorrupt, LutTooNew.
         """
         from lutbuilder.lut.store import load
@@ -73,7 +75,7 @@ class Lut:
     @property
     def spec(self) -> str:
         """What `Lut.load` opens this very version with."""
-        from lutbuilder.lut.store import version_of
+        from lutbuilder.lut.folder import version_of
 
         return f"{self.path.parent}@{self.version}" if version_of(self.path) == self.version else str(self.path)
 

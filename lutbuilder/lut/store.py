@@ -1,19 +1,14 @@
-"""LUT files: opening them whole or not at all, finding them by name, publishing the next version atomically.
+"""Tables: opening them whole or not at all, finding them by name, publishing the next version of one.
 
-luts/<device>/<runtime>-<dtype>-bs<N>/v0001.parquet             one immutable version
-luts/<device>/<runtime>-<dtype>-bs<N>/samples/v0001.parquet     the raw visits behind it
+lutbuilder.lut.folder says where the files are.
 """
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import re
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +17,8 @@ from typing import Protocol
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
 
+from lutbuilder.lut.folder import SAMPLES, LutFolder, LutPart, folder_at, key, version_of
+from lutbuilder.lut.local import FileCalls, LocalFolder, read_file
 from lutbuilder.lut.lut import Lut, collect_command
 from lutbuilder.lut.merge import merge
 from lutbuilder.lut.schema import (
@@ -37,14 +34,13 @@ from lutbuilder.lut.schema import (
     rows_to_table,
     upgraded,
 )
-from lutbuilder_agent.errors import LutCorrupt, LutError, LutNoisy, LutNotFound, LutNotWritable, LutTooNew, SpecError
+from lutbuilder.urls import Place, Url, place
+from lutbuilder_agent.errors import LutConflict, LutCorrupt, LutNoisy, LutNotFound, LutNotWritable, LutTooNew, SpecError
 from lutbuilder_agent.records import Timing
 
-_VERSION_FILE = re.compile(r"v(\d{4,9})\.parquet")
 _SPEC = re.compile(r"(?P<name>.+)@v?(?P<version>\d{1,9})")
 # The last part of Target.lut_name.
 _CONDITIONS = re.compile(r"(?P<runtime>.+)-[a-z]+\d+-bs(?P<batch>\d+)(-t(?P<threads>\d+))?(-[a-z]+)?")
-_SAMPLES = "samples"
 _OF_VISIT = ("campaign_id", "session_id")
 _SAMPLES_SCHEMA = pa.schema(
     [
@@ -54,11 +50,7 @@ _SAMPLES_SCHEMA = pa.schema(
         pa.field("throttled", pa.list_(pa.int64())),  # null where the device has no throttle counters
     ]
 )
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK})
-_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 _MOST_RACES = 1000
-_CLAIM_WAIT_S = 5.0
-_CLAIM_POLL_S = 0.01
 _SAMPLES_CHUNK = 2000  # visits held as Python objects at a time
 # What pyarrow raises for bytes that are no parquet file or a damaged one; found by flipping bytes (test_lut_store.py).
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, MemoryError, OverflowError)
@@ -76,85 +68,74 @@ class RawVisit(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileCalls:
-    """The system calls publishing makes, so that a test can hand in a full disk or a filesystem without hard links."""
-
-    open: Callable[[Path, int, int], int] = os.open
-    write: Callable[[int, bytes | memoryview], int] = os.write
-    fsync: Callable[[int], None] = os.fsync
-    link: Callable[[Path, Path], None] = os.link
-    sleep: Callable[[float], None] = time.sleep
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LutEntry:
     """One LUT below a luts folder: its name, its folder, and the numbers of its versions, oldest first."""
 
     name: str
-    folder: Path
+    folder: Place
     versions: tuple[int, ...]
 
-    def path(self, version: int | None = None) -> Path:
+    def path(self, version: int | None = None) -> Place:
         """Return the file of a version; None: the newest."""
-        return self.folder / _file_name(self.versions[-1] if version is None else version)
+        return self.folder / key("", self.versions[-1] if version is None else version)
 
 
-def load(spec: str | Path, *, folder: Path = Path("luts")) -> Lut:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LutBytes:
+    """A file of a table as it is stored."""
+
+    version: int
+    raw: bytes
+
+
+def load(spec: str | Place, *, folder: Place = Path("luts")) -> Lut:
     """Open what `spec` names; see Lut.load."""
     path = resolve(spec, folder=folder)
-    return _open(path, by_number=not _is(Path.is_file, Path(spec)))
+    return _open(path, by_number=not _is_file(spec))
 
 
-def resolve(spec: str | Path, *, folder: Path = Path("luts")) -> Path:
+def resolve(spec: str | Place, *, folder: Place = Path("luts")) -> Place:
     """Return the file that `spec` names: a file, a LUT's folder or its name below `folder`, either with "@<version>".
 
     Raises LutNotFound listing the versions or LUTs there are and the command that collects one.
     """
-    if _is(Path.is_file, Path(spec)):
-        return Path(spec)
+    if _is_file(spec):
+        return place(spec)
     found = _SPEC.fullmatch(str(spec))
     name, wanted = (found["name"], int(found["version"])) if found else (str(spec), None)
-    for home in (Path(name), folder / name):
-        versions = _versions(home)
+    named = place(name)
+    for home in (named,) if isinstance(named, Url) else (named, folder / name):
+        versions = folder_at(home).versions("")
         if not versions:
             continue
         if wanted is None or wanted in versions:
-            return home / _file_name(versions[-1] if wanted is None else wanted)
+            return home / key("", versions[-1] if wanted is None else wanted)
         told = ", ".join(map(str, versions))
         raise LutNotFound(f"{home} has no version {wanted}; it has {told}. Open the newest with {str(home)!r}")
     raise LutNotFound(_not_found_message(str(spec), name, folder))
 
 
-def list_luts(folder: Path) -> tuple[LutEntry, ...]:
+def list_luts(folder: Place) -> tuple[LutEntry, ...]:
     """Return every LUT up to two folders below `folder`, sorted by name; none where there is none. Opens no file."""
-    try:
-        found = [*folder.glob("*/v*.parquet"), *folder.glob("*/*/v*.parquet")]
-        homes = sorted({path.parent for path in found if path.parent.name != _SAMPLES})
-    except OSError as error:
-        raise LutError(f"cannot list {folder}: {error.strerror}; check its permissions") from error
-    entries = [
-        LutEntry(name=home.relative_to(folder).as_posix(), folder=home, versions=_versions(home)) for home in homes
-    ]
-    return tuple(entry for entry in entries if entry.versions)
+    tables = folder_at(folder).tables()
+    return tuple(LutEntry(name=name, folder=folder / name, versions=tables[name]) for name in sorted(tables))
 
 
-def version_of(path: Path) -> int | None:
-    """Return the version a file's name says; None for a file named otherwise."""
-    found = _VERSION_FILE.fullmatch(path.name)
-    return int(found[1]) if found else None
+def read_place(path: Place) -> bytes:
+    """Return the bytes of a file of any name. Raises LutNotFound, or LutError for one that cannot be read."""
+    if isinstance(path, Path):
+        return read_file(path)
+    from lutbuilder.lut.remote import read_url
+
+    return read_url(path)
 
 
-def read_lut(path: Path) -> tuple[pa.Table, LutMeta]:
+def read_lut(path: Place) -> tuple[pa.Table, LutMeta]:
     """Return the rows and footer of a LUT file, its content hash checked.
 
     Raises LutCorrupt for a truncated, tampered or foreign file, LutTooNew for a newer schema's, LutNotFound for none.
     """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise LutNotFound(f"no file {path}; see what there is: lutbuilder luts list") from error
-    except OSError as error:
-        raise LutError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+    raw = read_place(path)
     try:
         return decode_lut(raw)
     except LutTooNew as error:
@@ -163,6 +144,51 @@ def read_lut(path: Path) -> tuple[pa.Table, LutMeta]:
         raise LutCorrupt(
             f"{path} {error}. Restore the file (git checkout, a copy), or remove it to use the version before it"
         ) from error
+
+
+def read_samples(lut: Lut) -> bytes:
+    """Return the file of the raw visits behind a table. Raises LutNotFound where it does not lie beside it."""
+    return read_place(lut.path.parent / SAMPLES / lut.path.name)
+
+
+def sampled(lut: Lut) -> Mapping[str, int]:
+    """Return how many raw visits of each campaign lie beside a table, {} if there are none. Raises LutCorrupt."""
+    try:
+        raw = read_samples(lut)
+    except LutNotFound:
+        return {}
+    try:
+        table = pq.read_table(pa.BufferReader(raw), columns=["campaign_id"])
+    except _PARQUET_ERRORS as error:
+        raise LutCorrupt(f"the raw visits beside {lut.path} are damaged ({_first_line(error)}); remove them") from error
+    return Counter(table.column("campaign_id").to_pylist())
+
+
+def lut_bytes(name: str, version: int, part: LutPart = "table", *, folder: Place) -> LutBytes:
+    """Return a file of the table `name` as it is stored; version 0: the newest. Raises LutNotFound."""
+    path = resolve(f"{folder / name}@{version}" if version else folder / name, folder=folder)
+    number = version_of(path)
+    if number is None:
+        raise LutNotFound(f"{path} is a file, not a version of a table")
+    try:
+        return LutBytes(version=number, raw=folder_at(folder).read(name, number, part))
+    except LutNotFound as error:
+        raise LutNotFound(f"no {part} of {name}@{number} here") from error
+
+
+def keep_bytes(raw: bytes, name: str, version: int, part: LutPart = "table", *, folder: Place) -> Place:
+    """Keep a file of a table that was published elsewhere under its number, and return where it is.
+
+    One that is there stays if it is the same. Raises LutConflict if it is another, LutNotWritable.
+    """
+    kept = folder_at(folder)
+    path = folder / key(name, version, part)
+    if not kept.create(name, version, raw, part) and kept.read(name, version, part) != raw:
+        raise LutConflict(
+            f"{path} is another {part} than the {name}@{version} to be kept there: versions are numbered apart in "
+            "every folder. Choose another one: --luts DIR"
+        )
+    return path
 
 
 def encode_lut(rows: Iterable[Row], meta: LutMeta) -> bytes:
@@ -218,7 +244,7 @@ def publish(
     rows: Sequence[Row],
     meta: LutMeta,
     *,
-    folder: Path,
+    folder: Place,
     base: Lut | None = None,
     new_conditions: bool = False,
     accept_noisy: bool = True,
@@ -231,43 +257,48 @@ def publish(
     `base` is what the rows were collected against; it spares a read if it is still the newest, and is the parent of the
     first version in a folder that has none. A version that fails the gate (lutbuilder.lut.lint, rules L9xx) is marked
     with those rules; without `accept_noisy` it is not published at all, which raises LutNoisy with the reasons.
-    Raises LutConflict as `merge` does, LutNotWritable naming the folder (nothing is left behind there), LutCorrupt if
-    the newest version is.
+    `files` is for a folder of this machine. Raises LutConflict as `merge` does, LutNotWritable naming the folder
+    (nothing is left behind there), LutCorrupt if the newest version is.
     """
     from lutbuilder.lut.lint import failed_gate
 
-    files = files or FileCalls()
+    kept = _folder(folder, files)
     home = folder / meta.name
+    taken = 0
     for _ in range(_MOST_RACES):
-        parent = _parent(home, base, files)
+        parent = _parent(kept, meta.name, base, taken)
         merged, merged_meta = merge(parent, rows, meta, new_conditions=new_conditions)
         failed = failed_gate(merged, merged_meta)
         if failed and not accept_noisy:
             told = "; ".join(f"{finding.rule}: {finding.message}" for finding in failed)
             raise LutNoisy(f"{meta.name} would be too noisy to publish: {told}")
         merged_meta = replace(merged_meta, noisy=tuple(sorted({finding.rule for finding in failed})))
-        path = home / _file_name(merged_meta.version)
-        won = _write_whole(path, encode_lut(merged, merged_meta), files)
-        if won:
-            return _open(path, by_number=True)
+        if kept.create(meta.name, merged_meta.version, encode_lut(merged, merged_meta)):
+            return _open(home / key("", merged_meta.version), by_number=True)
+        taken = merged_meta.version
     raise LutNotWritable(f"{_MOST_RACES} other publishers were faster in {home}; stop them and repeat the command")
 
 
-def write_samples(visits: Iterable[RawVisit], *, lut: Lut, files: FileCalls | None = None) -> Path:
+def write_samples(visits: Iterable[RawVisit], *, lut: Lut, files: FileCalls | None = None) -> Place:
     """Write the raw visits behind `lut` to samples/ beside it and return the file.
 
     Columns are campaign_id, session_id and the fields of Timing: enough to rebuild the rows. A file that is there
     stays: versions are immutable. Raises LutNotWritable.
     """
-    files = files or FileCalls()
-    path = lut.path.parent / _SAMPLES / lut.path.name
-    if path.exists():
-        return path
-    _write_whole(path, _sample_bytes(visits, lut), files)
-    return path
+    home = lut.path.parent
+    kept = _folder(home, files)
+    if version_of(lut.path) != lut.version:
+        raise LutNotWritable(f"{lut.path} is no published version: its raw visits have no place beside it")
+    if not kept.has("", lut.version, "samples"):
+        kept.create("", lut.version, _sample_bytes(visits, lut), "samples")
+    return home / key("", lut.version, "samples")
 
 
-def _open(path: Path, *, by_number: bool) -> Lut:
+def _folder(root: Place, files: FileCalls | None) -> LutFolder:
+    return LocalFolder(root, files) if files is not None and isinstance(root, Path) else folder_at(root)
+
+
+def _open(path: Place, *, by_number: bool) -> Lut:
     table, meta = read_lut(path)
     number = version_of(path)
     if by_number and number != meta.version:
@@ -275,134 +306,20 @@ def _open(path: Path, *, by_number: bool) -> Lut:
     return Lut(table=table, meta=meta, path=path)
 
 
-def _parent(home: Path, base: Lut | None, files: FileCalls) -> Lut | None:
-    newest = _newest_file(home, files)
+def _parent(kept: LutFolder, name: str, base: Lut | None, taken: int) -> Lut | None:
+    newest = kept.newest(name, least=taken)
     if newest is None:
         return base
-    if base is not None and base.path.absolute() == newest.absolute():
+    path = kept.root / key(name, newest)
+    if base is not None and base.path.absolute() == path.absolute():
         return base
-    return _open(newest, by_number=True)
+    return _open(path, by_number=True)
 
 
-def _newest_file(home: Path, files: FileCalls) -> Path | None:
-    """Return the newest version's file, waiting for a publisher that has claimed its number but not filled it yet."""
-    path = home
-    for _ in range(int(_CLAIM_WAIT_S / _CLAIM_POLL_S)):
-        claimed = _versions(home, claimed=True)
-        if not claimed:
-            return None
-        path = home / _file_name(claimed[-1])
-        if claimed[-1] in _versions(home):
-            return path
-        files.sleep(_CLAIM_POLL_S)
-    raise LutNotWritable(
-        f"{path} is empty: another publisher claimed that number and did not finish within {_CLAIM_WAIT_S:g} s. "
-        f"If no other lutbuilder is running, remove it and repeat the command: rm {path}"
-    )
-
-
-def _write_whole(path: Path, raw: bytes, files: FileCalls) -> bool:
-    """Write a file that appears complete or not at all; return False, changing nothing, if that name is taken."""
-    scratch = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
-    with _told_not_writable(path.parent):
-        _make_folder(path.parent, files)
-        try:
-            _write_scratch(scratch, raw, files)
-            won = _claim(scratch, path, files)
-        finally:
-            scratch.unlink(missing_ok=True)
-        if won:
-            _sync_folder(path.parent, files)
-    return won
-
-
-def _write_scratch(scratch: Path, raw: bytes, files: FileCalls) -> None:
-    handle = files.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        rest = memoryview(raw)
-        while rest:
-            rest = rest[files.write(handle, rest) :]
-        files.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _claim(scratch: Path, path: Path, files: FileCalls) -> bool:
-    try:
-        files.link(scratch, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-    else:
-        return True
-    # No hard links here (FAT, some network mounts): an empty file claims the name, the rename fills it in one step.
-    # Readers and publishers take an empty file for a claim (`_versions`, `_newest_file`).
-    try:
-        os.close(files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    except FileExistsError:
-        return False
-    try:
-        scratch.replace(path)
-    except OSError:
-        path.unlink()
-        raise
-    return True
-
-
-def _make_folder(folder: Path, files: FileCalls) -> None:
-    made = [part for part in (folder, *folder.parents) if not part.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in made:
-        _sync_folder(part.parent, files)
-
-
-def _sync_folder(folder: Path, files: FileCalls) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        files.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:  # some network mounts cannot; their rename is durable or nothing is
-            raise
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _told_not_writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        cure = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        raise LutNotWritable(
-            f"cannot publish into {folder}: {error.strerror or error}; {cure}, or choose another folder with "
-            "--luts DIR. What was measured is kept: repeat the command to publish it"
-        ) from error
-
-
-def _versions(home: Path, *, claimed: bool = False) -> tuple[int, ...]:
-    """Return the numbers of the versions in `home`, ascending; with `claimed` also those of files still empty."""
-    try:
-        paths = [path for path in home.iterdir() if version_of(path) is not None]
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return ()
-        raise LutError(f"cannot list {home}: {error.strerror}; check its permissions") from error
-    return tuple(sorted(int(path.stem[1:]) for path in paths if claimed or _filled(path)))
-
-
-def _filled(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except OSError:  # given up by its publisher a moment ago, or a link that leads nowhere
-        return False
-
-
-def _file_name(version: int) -> str:
-    return f"v{version:04d}.parquet"
+def _is_file(spec: str | Place) -> bool:
+    """Whether this names a file, not a table. Of a URL its name tells: nobody is asked."""
+    where = place(spec)
+    return _is(Path.is_file, where) if isinstance(where, Path) else where.name.endswith(".parquet")
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
@@ -412,8 +329,12 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
         return False
 
 
-def _not_found_message(spec: str, name: str, folder: Path) -> str:
-    below = Path(name) if name and _is(Path.is_dir, Path(name)) else folder
+def _not_found_message(spec: str, name: str, folder: Place) -> str:
+    named = place(name)
+    if isinstance(named, Url):  # of a bucket nobody knows what is a folder: the prefix itself, or that of all tables
+        below: Place = named if list_luts(named) else named.parent.parent
+    else:
+        below = named if name and _is(Path.is_dir, named) else folder
     entries = list_luts(below)
     listed = ", ".join(f"{entry.folder}@{entry.versions[-1]}" for entry in entries[:10]) or "none"
     more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""

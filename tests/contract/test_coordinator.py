@@ -17,6 +17,7 @@ from lutbuilder.campaign.spec import ALL_BATCHES, CampaignOp, CampaignSpec, Targ
 from lutbuilder.coordinator.artifacts import ArtifactShelf
 from lutbuilder.coordinator.schedule import Decision, HeldLease, Offer
 from lutbuilder.coordinator.service import Coordinator, Event, RunningServer, serve
+from lutbuilder.coordinator.service.fleet import SILENT_S
 from lutbuilder.coordinator.store import Store
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import (
@@ -32,6 +33,7 @@ from lutbuilder_agent.errors import (
 )
 from lutbuilder_agent.graph import LayerGraph
 from lutbuilder_agent.records import (
+    PROTOCOL_VERSION,
     AgentHello,
     Conditions,
     Failure,
@@ -174,9 +176,10 @@ def _report(session_id: str, lease: Lease, round: int | None = None, **changes: 
 
 def test_an_agent_of_another_protocol_is_told_what_to_upgrade(bench: Bench) -> None:
     with pytest.raises(ProtocolMismatch, match="upgrade the coordinator: pip install -U lutbuilder"):
-        bench.api.register(replace(HELLO, protocol_min=2, protocol_max=3))
-    session = bench.api.register(replace(HELLO, protocol_min=1, protocol_max=9))
-    assert session.protocol == 1
+        bench.api.register(replace(HELLO, protocol_min=PROTOCOL_VERSION + 1, protocol_max=PROTOCOL_VERSION + 2))
+    session = bench.api.register(replace(HELLO, protocol_min=1, protocol_max=PROTOCOL_VERSION + 9))
+    assert session.protocol == PROTOCOL_VERSION
+    assert bench.api.register(replace(HELLO, protocol_min=1, protocol_max=1)).protocol == 1
 
 
 def test_a_session_nobody_knows_has_to_register(bench: Bench) -> None:
@@ -550,15 +553,12 @@ def test_a_phase_that_ended_is_known_after_a_restart(bench: Bench) -> None:
     assert bench.api.report(_report(session_id, lease, 1)).stop, "the acknowledgement was lost, say"
 
 
-def test_a_campaign_that_its_decision_finishes_stops_its_agent(bench: Bench) -> None:
-    def decide(campaign_id: str, report: Report) -> Decision:
-        bench.store.finish_campaign(campaign_id, "budget", bench.now_s)
-        return Decision()
-
-    bench.decide = decide
+def test_a_campaign_that_another_process_ends_stops_its_agent_with_the_next_report(bench: Bench) -> None:
     session_id, lease = bench.join()
+    bench.store.finish_campaign(SPEC.key, "budget", bench.now_s)
     assert bench.api.report(_report(session_id, lease)).stop
-    assert bench.store.campaign(SPEC.key).reason == "budget"
+    assert len(bench.visits()) == 3
+    assert isinstance(bench.api.lease(session_id, "ok", 0.0), Idle)
 
 
 def test_an_op_that_fails_for_good_leaves_and_the_rest_goes_on(bench: Bench) -> None:
@@ -570,8 +570,8 @@ def test_an_op_that_fails_for_good_leaves_and_the_rest_goes_on(bench: Bench) -> 
     assert (stored.reason, stored.detail, stored.attempts) == ("unsupported", "no such kernel", 1)
 
 
-def test_a_crash_is_tried_once_more_in_the_next_session_and_then_given_up(bench: Bench) -> None:
-    for attempt in range(2):
+def test_a_crash_is_tried_in_two_more_sessions_and_then_given_up(bench: Bench) -> None:
+    for attempt in range(3):
         session_id, lease = bench.join()
         assert OPS[0].op_id in [op.op_id for op in lease.ops]
         failure = Failure(op_id=OPS[0].op_id, round=lease.first_round, reason="crashed", detail=f"signal {attempt}")
@@ -579,7 +579,7 @@ def test_a_crash_is_tried_once_more_in_the_next_session_and_then_given_up(bench:
     assert OPS[0].op_id not in [op.op_id for op in bench.join()[1].ops]
 
 
-def test_a_crash_ends_the_lease_so_that_the_next_one_tries_the_op_once_more(bench: Bench) -> None:
+def test_a_crash_ends_the_lease_so_that_the_next_one_tries_the_op_again(bench: Bench) -> None:
     session_id, lease = bench.join()
     failure = Failure(op_id=OPS[0].op_id, round=0, reason="crashed", detail="signal 11")
     assert bench.api.report(_report(session_id, lease, timings=(), failures=(failure,))).stop
@@ -591,8 +591,36 @@ def test_a_crash_ends_the_lease_so_that_the_next_one_tries_the_op_once_more(benc
     repeated = _report(session_id, again, failures=(failure,))  # of round 0: an agent that says the same again
     assert not bench.api.report(repeated).stop
     failure = replace(failure, round=2)
-    assert not bench.api.report(_report(session_id, again, 2, failures=(failure,))).stop, "it is given up now"
+    assert bench.api.report(_report(session_id, again, 2, failures=(failure,))).stop
+    third = bench.lease(session_id)
+    failure = replace(failure, round=3)
+    assert not bench.api.report(_report(session_id, third, 3, failures=(failure,))).stop, "it is given up now"
     assert OPS[0].op_id not in [op.op_id for op in bench.lease(session_id).ops]
+    (known,) = bench.store.failures(SPEC.key)
+    assert known.evidence == "crashed 3 times on alice: signal 11"
+
+
+def test_a_failed_op_is_tried_by_another_agent_first_and_two_devices_settle_it(bench: Bench) -> None:
+    alice, lease = bench.join("alice")
+    bob = bench.api.register(replace(HELLO, name="bob")).session_id
+    failure = Failure(op_id=OPS[0].op_id, round=0, reason="crashed", detail="signal 11")
+    assert bench.api.report(_report(alice, lease, failures=(failure,))).stop
+    assert isinstance(bench.api.lease(alice, "ok", 0.0), Idle), "bob could try it"
+    second = bench.lease(bob)
+    assert OPS[0].op_id in [op.op_id for op in second.ops]
+    failure = replace(failure, round=second.first_round)
+    assert not bench.api.report(_report(bob, second, failures=(failure,))).stop, "it is given up now"
+    assert [known.final for known in bench.store.failures(SPEC.key)] == [True]
+
+
+def test_an_op_that_failed_comes_back_to_its_agent_when_no_other_takes_it(bench: Bench) -> None:
+    alice, lease = bench.join("alice")
+    bench.api.register(replace(HELLO, name="bob"))
+    failure = Failure(op_id=OPS[0].op_id, round=0, reason="crashed", detail="signal 11")
+    assert bench.api.report(_report(alice, lease, failures=(failure,))).stop
+    assert isinstance(bench.api.lease(alice, "ok", 0.0), Idle)
+    bench.now_s += SILENT_S + 1.0  # bob was not heard of for so long
+    assert OPS[0].op_id in [op.op_id for op in bench.lease(alice).ops]
 
 
 def test_a_batch_whose_ops_all_failed_ends_with_that_reason(bench: Bench) -> None:
@@ -869,16 +897,16 @@ def test_an_agent_that_hung_up_while_it_waited_is_given_nothing(tmp_path: Path) 
 
         thread = threading.Thread(target=wait)
         thread.start()
-        while bench.coordinator._waiting == 0:  # until its call has arrived
+        while bench.coordinator.waiting == 0:  # until its call has arrived
             thread.join(0.01)
         client.close()
         assert ended.wait(10)
         thread.join()
         seen_leaving = time.monotonic() + 10  # long before its 20 s are over
-        while bench.coordinator._waiting and time.monotonic() < seen_leaving:
+        while bench.coordinator.waiting and time.monotonic() < seen_leaving:
             ended.clear()
             ended.wait(0.01)
-        assert bench.coordinator._waiting == 0
+        assert bench.coordinator.waiting == 0
         bench.coordinator.offer(bench.store.create_campaign(SPEC, now_s=1.0))
         assert bench.store.active_leases(SPEC.key) == ()
         bench.join("bob")

@@ -2,160 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import pytest
-
-from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
-from lutbuilder.coordinator.artifacts import ArtifactShelf
 from lutbuilder.coordinator.schedule import Decision
-from lutbuilder.coordinator.service import Coordinator, RunningServer, serve
-from lutbuilder.coordinator.store import Store
-from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import StoreError
-from lutbuilder_agent.fingerprint import fingerprint
-from lutbuilder_agent.records import Plan, Report, ReportAck
-
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60.0
-
-
-def op(channels: int) -> OpSpec:
-    return OpSpec(kind="conv", in_channels=channels, out_channels=channels, height=8, width=8, kernel=3)
-
-
-class Hooked(Coordinator):
-    """A coordinator that lets a test look at a report before anything of it is stored."""
-
-    lab: Lab
-
-    def report(self, report: Report) -> ReportAck:
-        self.lab.before_report(report)
-        return super().report(report)
-
-
-class Lab:
-    """One campaign of three simulated ops, its store, a coordinator that may be started again, and agents."""
-
-    def __init__(self, folder: Path, *, rounds: int, options: tuple[tuple[str, str], ...] = ()) -> None:
-        self.folder = folder
-        self.decide: Callable[[Report], Decision] = lambda report: Decision()
-        self.before_report: Callable[[Report], None] = lambda report: None
-        self.store = Store.open(folder / "campaign.sqlite")
-        seen = fingerprint()
-        spec = CampaignSpec(
-            space="test",
-            target=Target(device=seen.device, runtime="simulated"),
-            plan=Plan(runtime="simulated", instances=2, min_block_ns=100_000, options=options),
-            env_id=seen.env_id,
-            runtime_version="1",
-            ops=tuple(CampaignOp.of(op(channels)) for channels in (4, 8, 12)),
-            budget_s=60.0,
-            precision=0.01,
-            max_rounds=rounds,
-        )
-        self.campaign = self.store.create_campaign(spec, now_s=0.0)
-        self.coordinator: Hooked
-        self.server: RunningServer
-        self.agents: list[subprocess.Popen[str]] = []
-        self.start_coordinator("127.0.0.1:0")
-
-    def start_coordinator(self, address: str) -> None:
-        self.coordinator = Hooked(self.store, ArtifactShelf(), lambda _, report: self.decide(report))
-        self.coordinator.lab = self
-        self.coordinator.offer(self.campaign)
-        self.server = serve(self.coordinator, address)
-
-    def start_agent(self, *options: str) -> subprocess.Popen[str]:
-        agent = subprocess.Popen(
-            self.command(*options), env=self.environment, stderr=subprocess.PIPE, text=True, cwd=self.folder
-        )
-        self.agents.append(agent)
-        return agent
-
-    def command(self, *options: str) -> list[str]:
-        run = [sys.executable, "-m", "lutbuilder_agent", "run", "--coordinator", self.server.address, "--name", "me"]
-        return [*run, "--runtimes", "simulated", *options]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "agents")])
-        return {**os.environ, "PYTHONPATH": path, "LUTBUILDER_AGENT_STATE": str(self.folder / "state")}
-
-    @property
-    def spooled(self) -> list[Path]:
-        return sorted((self.folder / "state" / "spool" / "me").glob("*.report"))
-
-    def rounds(self) -> list[tuple[int, bool]]:
-        """Round and lateness of every report the store holds."""
-        return [(stored.round, stored.late) for stored in self.store.reports([self.campaign])]
-
-    def n_visits(self) -> int:
-        return len(list(self.store.raw_visits([self.campaign])))
-
-    def restart_coordinator(self) -> None:
-        self.server.stop(0.0)
-        self.start_coordinator(self.server.address)
-
-    def kill_first_agent(self) -> None:
-        self.agents[0].kill()
-        self.agents[0].wait()
-
-    def close(self) -> None:
-        for agent in self.agents:
-            if agent.poll() is None:
-                agent.kill()
-            agent.communicate()
-        self.server.stop(0.0)
-        self.store.close()
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """A function that makes a Lab."""
-    labs: list[Lab] = []
-
-    def make(*, rounds: int, **options: str) -> Lab:
-        labs.append(Lab(tmp_path, rounds=rounds, options=tuple(options.items())))
-        return labs[-1]
-
-    yield make
-    for one in labs:
-        one.close()
-
-
-def wait_for(claim: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not claim():
-        assert time.monotonic() < until_s, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def threads_of(pid: int) -> dict[str, list[str]]:
-    """How often each thread of a process has given up its core, or lost it: a thread that sleeps does neither."""
-    tasks = Path(f"/proc/{pid}/task")
-    return {
-        task.name: [line for line in (task / "status").read_text().splitlines() if "ctxt_switches" in line]
-        for task in tasks.iterdir()
-    }
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+from lutbuilder_agent.records import Report
+from tests.agent_lab import PATIENCE_S, Lab, children_of, is_gone, threads_of, wait_for
 
 
 def test_an_agent_measures_a_campaign_to_its_end_and_ends_when_idle(lab: Callable[..., Lab]) -> None:

@@ -164,7 +164,7 @@ def test_an_op_that_fails_becomes_a_row_that_says_why_while_the_others_are_measu
     assert (rows[bad].latency_ms, rows[bad].exec_status) == (None, status)
     assert (rows.pop(bad).reason or "").startswith(reason)
     assert ended.json["rounds"] >= 8, "no interval, and so no end by precision, before the first look"
-    assert all(row.exec_status == "native" and row.n_rounds >= ended.json["rounds"] - 1 for row in rows.values())
+    assert all(row.exec_status == "native" and row.n_rounds >= ended.json["rounds"] - 3 for row in rows.values())
 
 
 def test_two_collects_into_one_luts_folder_lose_nothing(tmp_path: Path) -> None:

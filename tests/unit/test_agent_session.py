@@ -8,13 +8,14 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lutbuilder_agent.delivery import split_report
 from lutbuilder_agent.errors import (
     LutbuilderError,
     ProtocolMismatch,
@@ -26,14 +27,11 @@ from lutbuilder_agent.errors import (
     UnknownSession,
     Unreachable,
 )
-from lutbuilder_agent.records import Conditions, Failure, LeasedOp, Plan, Report, ReportAck
-from lutbuilder_agent.session import Agent, Backoff, StopRequested, split_report
+from lutbuilder_agent.link import Backoff
+from lutbuilder_agent.records import Conditions, Failure, LeasedOp, Report, ReportAck
 from lutbuilder_agent.spool import Spool
+from tests.agent_bench import Bench, failing
 from tests.agent_fakes import (
-    FINGERPRINT,
-    RUNTIMES,
-    FakeClock,
-    FakeCoordinator,
     FakeWorker,
     artifact,
     lease,
@@ -42,73 +40,10 @@ from tests.agent_fakes import (
 )
 
 
-@dataclass
-class Bench:
-    """An agent with everything around it fake; `run` makes a new one in the same folders, like a restart."""
-
-    folder: Path
-    coordinator: FakeCoordinator = field(default_factory=FakeCoordinator)
-    worker: FakeWorker = field(default_factory=FakeWorker)
-    clock: FakeClock = field(default_factory=FakeClock)
-    agent: Agent | None = None
-    ids: int = 0
-
-    def run(self, *, exit_when_idle: bool = True, give_up_after_s: float | None = None) -> int:
-        self.agent = Agent(
-            self.coordinator.connect,
-            name="agent",
-            cache_dir=self.folder / "cache",
-            spool_dir=self.spool_dir,
-            fingerprint=FINGERPRINT,
-            runtimes=RUNTIMES,
-            worker_factory=self.start_worker,
-            exit_when_idle=exit_when_idle,
-            give_up_after_s=give_up_after_s,
-            read_conditions=lambda: Conditions(monotonic_ns=1, load_1min=0.5),
-            clock_s=self.clock,
-            sleep=self.clock.sleep,
-            jitter=lambda: 0.0,
-            new_id=self.new_id,
-        )
-        return self.agent.run()
-
-    def start_worker(self, plan: Plan) -> FakeWorker:
-        return self.worker
-
-    def new_id(self) -> str:
-        self.ids += 1
-        return f"id-{self.ids}"
-
-    @property
-    def spool_dir(self) -> Path:
-        return self.folder / "spool"
-
-    def waiting(self) -> list[Report | None]:
-        spool = Spool.open(self.spool_dir, warn=pytest.fail)
-        return [spool.read(path) for path in spool.paths()]
-
-    def stop(self, signum: int) -> None:
-        assert self.agent is not None
-        self.agent.stop(signum)
-
-
 @pytest.fixture
 def bench(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Bench:
     caplog.set_level(logging.INFO, "lutbuilder_agent")
     return Bench(tmp_path)
-
-
-def failing(error: LutbuilderError, *calls: str, times: int) -> Callable[[str], None]:
-    """An `on_call` that raises `error` at the first `times` calls among `calls`."""
-    left = times
-
-    def on_call(call: str) -> None:
-        nonlocal left
-        if call in calls and left > 0:
-            left -= 1
-            raise error
-
-    return on_call
 
 
 # --- measuring
@@ -133,7 +68,7 @@ def test_every_round_is_reported_with_its_conditions_and_leaves_the_spool(bench:
 
 
 def test_artifacts_are_verified_files_and_fetched_once_for_all_leases(bench: Bench) -> None:
-    bench.coordinator.leases = [lease(1), lease(2)]
+    bench.coordinator.leases = [lease(1), lease(2, first_round=2)]
     bench.run()
     assert [path.read_bytes() for path in bench.worker.paths] == [artifact(n) for n in range(3)]
     assert len(bench.coordinator.fetched) == 3
@@ -143,9 +78,9 @@ def test_the_agent_is_silent_and_disconnected_while_the_worker_loads_and_times(b
     connected: list[int] = []
 
     class Watching(FakeWorker):
-        def prepare(self, ops: Sequence[tuple[LeasedOp, Path]]) -> tuple[Failure, ...]:
+        def begin(self, ops: Sequence[tuple[LeasedOp, Path]]) -> None:
             connected.append(bench.coordinator.open)
-            return super().prepare(ops)
+            super().begin(ops)
 
     bench.worker = Watching(on_round=lambda round: connected.append(bench.coordinator.open))
     bench.coordinator.leases = [lease(rounds=3)]
@@ -252,7 +187,7 @@ def test_an_artifact_with_a_wrong_sha256_fails_its_op_only(bench: Bench) -> None
 
 def test_a_plan_the_runtime_cannot_make_sense_of_fails_every_op_with_its_words(bench: Bench) -> None:
     class Refusing(FakeWorker):
-        def prepare(self, ops: Sequence[tuple[LeasedOp, Path]]) -> tuple[Failure, ...]:
+        def loaded(self) -> tuple[Failure, ...]:
             raise SpecError("unknown option 'colour'")
 
     bench.worker = Refusing()
@@ -268,7 +203,7 @@ def test_a_plan_the_runtime_cannot_make_sense_of_fails_every_op_with_its_words(b
 
 def test_a_runtime_that_does_not_load_ends_the_agent_and_is_no_ops_fault(bench: Bench) -> None:
     class Broken(FakeWorker):
-        def prepare(self, ops: Sequence[tuple[LeasedOp, Path]]) -> tuple[Failure, ...]:
+        def loaded(self) -> tuple[Failure, ...]:
             raise RuntimeUnavailable("the engine was removed")
 
     bench.worker = Broken()
@@ -485,7 +420,7 @@ def test_a_refused_round_ends_its_lease_with_a_pause_and_stays_on_the_disk(bench
     bench.coordinator.on_call = failing(SpecError("malformed"), "report", times=2)
     bench.coordinator.answer = lambda report: ReportAck(report_id=report.report_id, stop=True)
     assert bench.run() == 0
-    assert bench.worker.rounds == [0, 0]
+    assert bench.worker.rounds == [0, 1]
     assert len(bench.waiting()) == 2
     assert bench.clock.slept_s == [0.25, 0.5]
 
@@ -558,15 +493,6 @@ def test_a_round_that_can_neither_be_kept_nor_sent_is_called_lost(bench: Bench) 
         bench.run(give_up_after_s=5.0)
 
 
-def test_without_room_for_a_round_none_is_measured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 0))
-    bench.coordinator.leases = [lease()]
-    with pytest.raises(StoreError, match="is full"):
-        bench.run()
-    assert bench.worker.rounds == []
-    assert bench.worker.closed == 1
-
-
 def test_a_cache_that_cannot_be_written_says_so(bench: Bench) -> None:
     (bench.folder / "cache").write_text("")
     bench.coordinator.leases = [lease()]
@@ -617,8 +543,39 @@ def test_a_signal_while_the_coordinator_is_away_ends_the_wait(bench: Bench) -> N
     assert bench.run() == 130
 
 
-def test_stop_names_its_signal() -> None:
-    assert str(StopRequested(signal.SIGTERM)) == "stopped by SIGTERM"
+def test_draining_finishes_the_round_in_hand_hands_it_in_and_gives_the_lease_back(bench: Bench) -> None:
+    bench.worker.on_round = lambda round: bench.drain(signal.SIGTERM) if round == 2 else None
+    bench.coordinator.leases = [lease(rounds=9)]
+    assert bench.run() == 143
+    assert bench.coordinator.rounds == [0, 1, 2]
+    assert bench.worker.closed == 1
+    assert bench.coordinator.states == ["ok", "draining"]
+    assert bench.waiting() == []
+
+
+def test_draining_twice_ends_at_once(bench: Bench) -> None:
+    def twice(round: int) -> None:
+        bench.drain(signal.SIGTERM)
+        bench.drain(signal.SIGTERM)
+
+    bench.worker.on_round = twice
+    bench.coordinator.leases = [lease(rounds=9)]
+    assert bench.run() == 143
+    assert bench.coordinator.rounds == []
+    assert bench.coordinator.states == ["ok", "draining"]
+
+
+def test_draining_while_the_coordinator_is_away_keeps_the_round_on_the_disk_and_ends(bench: Bench) -> None:
+    bench.worker.on_round = lambda round: bench.drain(signal.SIGTERM)
+    bench.coordinator.on_call = failing(Unreachable("away"), "report", times=10**6)
+    bench.coordinator.leases = [lease(rounds=9)]
+    assert bench.run() == 143
+    assert len(bench.waiting()) == 1
+
+
+def test_draining_an_idle_agent_ends_it_at_once(bench: Bench) -> None:
+    bench.clock.sleep = lambda seconds: bench.drain(signal.SIGTERM)  # type: ignore[method-assign]  # the fake clock
+    assert bench.run(exit_when_idle=False) == 143
 
 
 # --- idling

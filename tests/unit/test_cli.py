@@ -29,7 +29,7 @@ from lutbuilder.op import OpSpec
 from lutbuilder.stats.quality import NetworkResult, ValidationReport, accuracy, deciles, excess
 from lutbuilder.stats.sessions import SessionReport
 from lutbuilder_agent.errors import LutbuilderError, NoAgent, SpecError
-from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, RuntimeReport, Session
+from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, RuntimeReport
 
 COMMANDS = (
     "collect",
@@ -46,7 +46,19 @@ COMMANDS = (
     "spaces",
     "spaces show",
     "spaces coverage",
+    "serve",
+    "jobs",
+    "jobs attach",
+    "jobs cancel",
+    "campaigns",
+    "campaigns show",
+    "campaigns cancel",
+    "campaigns release-op",
     "agents",
+    "agents drain",
+    "agents resume",
+    "agents release",
+    "leases",
     "doctor",
     "search",
 )
@@ -764,10 +776,12 @@ def test_agents_are_listed_with_what_runs_there(cli, tmp_path):
     )
     (tmp_path / "state").mkdir()
     with Store.open(tmp_path / "state" / STORE_NAME) as store:
-        store.record_session(hello, Session(session_id="s1", epoch=1, protocol=1, heartbeat_s=10.0), now_s=1.0)
+        store.open_session(hello, "s1", now_s=1.0)
     status, out, _ = cli("agents")
     assert status == 0
-    assert re.search(r"^ ?lab-1 +test-cpu-1 .* onnxruntime 1\.31\.1 +0\.1\.0 .* ago$", out, flags=re.MULTILINE)
+    assert re.search(
+        r"^ ?lab-1 +unknown +test-cpu-1 .* onnxruntime 1\.31\.1 +0\.1\.0 +- .* ago$", out, flags=re.MULTILINE
+    )
     assert [agent["name"] for agent in json.loads(cli("agents --json")[1])["agents"]] == ["lab-1"]
 
 

@@ -10,7 +10,7 @@ from lutbuilder.campaign.collect import timer, with_calls
 from lutbuilder.coordinator.store import RawVisit, Store
 from lutbuilder.lut import Row
 from lutbuilder.op import OpSpec
-from lutbuilder_agent.records import AgentHello, Fingerprint, RuntimeReport, Session, Timing
+from lutbuilder_agent.records import AgentHello, Fingerprint, RuntimeReport, Timing
 
 OPS = [OpSpec(kind="conv", in_channels=n, out_channels=8, height=8, width=8, kernel=3) for n in (4, 8, 12)]
 COLD, WARM, NEVER = OPS
@@ -53,7 +53,7 @@ def test_a_table_names_the_timer_of_the_agent_that_measured_it(tmp_path: Path) -
         runtimes=(told, replace(told, name="litert", timer_overhead_ns=None, timer_quantum_ns=None)),
     )
     with Store.open(tmp_path / "campaigns.sqlite") as store:
-        store.record_session(hello, Session(session_id="s", epoch=1, protocol=1, heartbeat_s=1.0), now_s=0.0)
+        store.open_session(hello, "s", now_s=0.0)
         agent = store.session("s")
     assert agent.runtimes == hello.runtimes
     assert timer(agent, "onnxruntime") == "timer 50 ns a reading in steps of 40 ns"

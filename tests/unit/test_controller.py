@@ -23,7 +23,6 @@ from lutbuilder_agent.records import (
     Plan,
     Report,
     RuntimeReport,
-    Session,
     Timing,
 )
 
@@ -50,7 +49,7 @@ QUIET, NOISY = 0.0005, 0.1  # noise of a visit in log time
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "campaigns.sqlite") as opened:
-        opened.record_session(HELLO, Session(session_id="s1", epoch=1, protocol=1, heartbeat_s=10), now_s=0.0)
+        opened.open_session(HELLO, "s1", now_s=0.0)
         yield opened
 
 
@@ -150,7 +149,7 @@ def test_precision_is_asked_of_ops_only(store):
 
 @pytest.mark.parametrize(
     ("reason", "attempts", "stopped_by"),
-    [("unsupported", 1, "precision"), ("crashed", 2, "precision"), ("crashed", 1, "max_rounds")],
+    [("unsupported", 1, "precision"), ("crashed", 3, "precision"), ("crashed", 2, "max_rounds")],
 )
 def test_an_op_given_up_is_not_waited_for(store, reason: FailureReason, attempts, stopped_by):
     lost = SPEC.ops[2].op_id
@@ -286,13 +285,12 @@ class Phases:
             decision = self.controller.decide(self.spec.key, report)
             if decision != CONTINUE:
                 break
+        self.store.end_lease(name, "done", now_s=self.now_s)
         return decision
 
-    def renew(self, session: str, *, epoch: int) -> None:
+    def renew(self, session: str) -> None:
         self.session = session
-        self.store.record_session(
-            HELLO, Session(session_id=session, epoch=epoch, protocol=1, heartbeat_s=10), now_s=self.now_s
-        )
+        self.store.open_session(HELLO, session, now_s=self.now_s)
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -373,7 +371,7 @@ def test_a_session_ends_with_its_share_of_the_budget_and_the_last_one_ends_the_c
     assert decision == Decision(renew=True)
     assert 27.0 <= phases.now_s <= 30.0
     n_leases = len(phases.leases)
-    phases.renew("s2", epoch=2)
+    phases.renew("s2")
     while (decision := phases.lease(noise=NOISY)) == CONTINUE:
         pass
     assert decision == Decision(stop=True, reason="budget")
@@ -387,7 +385,7 @@ def test_a_session_ends_with_its_share_of_the_rounds_or_once_all_is_precise(stor
     assert phases.store.campaign(phases.spec.key).rounds == 10
     early = Phases(store, replace(PHASED, sessions=2))
     assert early.lease() == Decision(renew=True)
-    early.renew("s2", epoch=2)
+    early.renew("s2")
     assert early.lease() == Decision(stop=True, reason="precision")
     assert early.shapes == [(0, 9, 30), (9, 9, 30)]
 
@@ -395,11 +393,11 @@ def test_a_session_ends_with_its_share_of_the_rounds_or_once_all_is_precise(stor
 def test_a_session_that_was_killed_early_is_not_counted(store):
     phases = Phases(store, replace(PHASED, sessions=2, max_rounds=40, precision=1e-6, lease_rounds=4))
     phases.lease(noise=NOISY)  # four rounds, then it dies
-    phases.renew("s2", epoch=2)
+    phases.renew("s2")
     while (decision := phases.lease(noise=NOISY)) == CONTINUE:
         pass
     assert decision == Decision(renew=True), "it is the first session still"
-    phases.renew("s3", epoch=3)
+    phases.renew("s3")
     while (decision := phases.lease(noise=NOISY)) == CONTINUE:
         pass
     assert decision == Decision(stop=True, reason="max_rounds")
@@ -408,7 +406,7 @@ def test_a_session_that_was_killed_early_is_not_counted(store):
 def test_a_session_whose_share_other_agents_used_up_is_not_made_up_for(store):
     phases = Phases(store, replace(PHASED, sessions=2, max_rounds=40, precision=1e-6, lease_rounds=4, agents=2))
     bob = replace(HELLO, name="bob")
-    store.record_session(bob, Session(session_id="b1", epoch=1, protocol=1, heartbeat_s=10), now_s=0.0)
+    store.open_session(bob, "b1", now_s=0.0)
     phases.session = "b1"
     assert phases.lease(noise=NOISY) == CONTINUE  # four rounds
     phases.session = "s1"
@@ -417,7 +415,7 @@ def test_a_session_whose_share_other_agents_used_up_is_not_made_up_for(store):
     assert decision == Decision(renew=True), "alice has done the other sixteen of the share"
     phases.session = "b1"
     assert phases.lease(noise=NOISY) == Decision(renew=True)
-    store.record_session(bob, Session(session_id="b2", epoch=2, protocol=1, heartbeat_s=10), now_s=0.0)
+    store.open_session(bob, "b2", now_s=0.0)
     phases.session = "b2"
     assert phases.lease(noise=NOISY) == CONTINUE, "bob's second session, short as the first was"
 
@@ -425,5 +423,5 @@ def test_a_session_whose_share_other_agents_used_up_is_not_made_up_for(store):
 def test_without_phases_sessions_share_the_rounds_too(store):
     phases = Phases(store, replace(PHASED, sessions=2, max_rounds=20, lease_rounds=0, precision=1e-6))
     assert phases.lease(noise=NOISY) == Decision(renew=True)
-    phases.renew("s2", epoch=2)
+    phases.renew("s2")
     assert phases.lease(noise=NOISY) == Decision(stop=True, reason="max_rounds")

@@ -19,7 +19,7 @@ from lutbuilder.coordinator.store import CampaignState, Store
 from lutbuilder.lower import lower
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import UnknownName
-from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, Report, RuntimeReport, Session, Timing
+from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, Report, RuntimeReport, Timing
 from tests.worked_example import EXAMPLE
 
 # --- error_curve.py
@@ -61,15 +61,15 @@ class Lab:
 
     def session(self, at_s: float) -> str:
         self.n_sessions += 1
-        session = Session(session_id=f"s{self.n_sessions}", epoch=self.n_sessions, protocol=1, heartbeat_s=10.0)
+        session_id = f"s{self.n_sessions}"
         hello = AgentHello(
             name="me",
             agent_version="1",
             fingerprint=Fingerprint(device="example-cpu", facts=()),
             runtimes=(RuntimeReport(name="onnxruntime", version="1.20.0"),),
         )
-        self.store.record_session(hello, session, now_s=START_S + at_s)
-        return session.session_id
+        self.store.open_session(hello, session_id, now_s=START_S + at_s)
+        return session_id
 
     def round(self, spec: CampaignSpec, session: str, number: int, at_s: float, *, noise: float = 0.0) -> None:
         rng = np.random.default_rng(number)

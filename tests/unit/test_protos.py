@@ -10,13 +10,19 @@ from types import ModuleType
 
 import pytest
 
-from lutbuilder_agent.wire import agent_pb2, measure_pb2
+from lutbuilder.control import control_pb2
+from lutbuilder_agent.wire import agent_pb2, join_pb2, measure_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTOS = {"agent.proto": agent_pb2, "measure.proto": measure_pb2}
+PROTOS = {
+    "agent.proto": agent_pb2,
+    "control.proto": control_pb2,
+    "join.proto": join_pb2,
+    "measure.proto": measure_pb2,
+}
 FIELD = re.compile(r"^  (?:repeated |optional )?([\w.]+) (\w+) = (\d+);$", re.MULTILINE)
 MEMBER = re.compile(r"^  ([A-Z][A-Z0-9_]+) = (\d+);$", re.MULTILINE)
-BLOCK = re.compile(r"^(message|enum) (\w+) \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(message|enum) (\w+) \{(?:\n(.*?)^)?\}", re.MULTILINE | re.DOTALL)
 
 
 def _text(name: str) -> str:
@@ -64,10 +70,17 @@ def test_every_line_of_a_proto_that_declares_something_has_a_comment_above(name:
     assert bare == []
 
 
-def test_generated_imports_point_into_the_package() -> None:
+def test_generated_imports_point_into_the_packages() -> None:
     tool = _make_protos()
     assert tool.scratch_text('import "lutbuilder/v1/measure.proto";') == 'import "lutbuilder_agent/wire/measure.proto";'
+    assert tool.scratch_text('import "lutbuilder/v1/control.proto";') == 'import "lutbuilder/control/control.proto";'
     assert "from lutbuilder_agent.wire import measure_pb2" in Path(agent_pb2.__file__).read_text(encoding="utf-8")
+
+
+def test_the_agent_carries_nothing_that_only_people_call() -> None:
+    wire = ROOT / "agents" / "lutbuilder_agent" / "wire"
+    assert not [path for path in wire.glob("*_pb2*") if b"ControlService" in path.read_bytes()]
+    assert _make_protos().package("control.proto") == Path("lutbuilder/control")
 
 
 def test_staleness_shows_as_a_diff_in_both_directions() -> None:

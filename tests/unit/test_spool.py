@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,21 +121,165 @@ def test_numbers_go_on_rising_after_files_were_set_aside(tmp_path: Path) -> None
     assert opened(tmp_path).put(report("b")).name.startswith("0000000002-")
 
 
-def test_a_full_spool_refuses_and_says_what_to_do(tmp_path: Path) -> None:
-    spool = opened(tmp_path, max_bytes=400)
-    kept = spool.put(report("a"))
-    with pytest.raises(StoreError, match=r"is full: .* no coordinator has acknowledged.*--spool-dir"):
-        spool.put(report("b", samples=range(1_000_000, 1_000_200)))
-    assert spool.paths() == (kept,)
-
-
-def test_room_is_asked_for_before_measuring(tmp_path: Path) -> None:
+def test_a_full_spool_says_so_before_anything_is_measured_and_has_room_again_when_it_is_delivered(
+    tmp_path: Path,
+) -> None:
     spool = opened(tmp_path, max_bytes=1000)
-    spool.ensure_room(1000)
-    with pytest.raises(StoreError):
-        spool.ensure_room(1001)
-    with pytest.raises(StoreError, match="bytes are free"):
-        opened(tmp_path, max_bytes=1 << 60).ensure_room(1 << 59)
+    kept = spool.put(report("a", samples=range(1_000_000, 1_000_200)))
+    assert re.search(r"is full: .* no coordinator has acknowledged.*--spool-quota", spool.reserve(500))
+    assert spool.paths() == (kept,)
+    spool.remove(kept)
+    assert spool.reserve(500) == ""
+
+
+def test_a_report_that_no_spool_of_this_quota_takes_is_an_error_with_the_quota_to_ask_for(tmp_path: Path) -> None:
+    spool = opened(tmp_path, max_bytes=3 << 20)
+    assert spool.reserve(3 << 20) == ""
+    with pytest.raises(StoreError, match=r"more than the whole spool .* run with --spool-quota 16M"):
+        spool.reserve(4 << 20)
+
+
+def test_room_set_aside_is_on_the_disk_and_serves_the_next_report_only(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    assert spool.reserve(50_000) == ""
+    (reserve,) = tmp_path.iterdir()
+    assert reserve.stat().st_blocks * 512 >= 50_000
+    assert spool.paths() == ()
+    path = spool.put(report())
+    assert list(tmp_path.iterdir()) == [path]
+    assert spool.read(path) == report()
+    assert path.stat().st_size < 1000
+
+
+def test_a_disk_that_fills_up_while_a_round_is_measured_costs_nothing(tmp_path: Path) -> None:
+    """A real file system of 256 KiB, filled to the last byte by somebody else once the room is set aside."""
+    script = SMALL_DISK.format(folder=tmp_path)
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-ec", script],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": PATH},
+    )  # fmt: skip  # what is run, and how
+    assert done.stdout.split() == ["reserved", "filled", "kept", "full"], done.stderr
+
+
+PATH = os.pathsep.join(str(Path(__file__).resolve().parents[2] / part) for part in ("", "agents"))
+SMALL_DISK = f"""
+mount -t tmpfs -o size=256k tmpfs {{folder}}
+exec {sys.executable} - {{folder}} <<'END'
+import errno, sys
+from pathlib import Path
+from lutbuilder_agent.spool import Spool
+from tests.agent_fakes import report
+
+folder = Path(sys.argv[1])
+spool = Spool.open(folder / "spool", warn=print)
+large = report(samples=range(10**8, 10**8 + 20_000))
+print(spool.reserve(120_000) or "reserved")
+try:
+    with (folder / "somebody").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+except OSError as error:
+    print("filled" if error.errno == errno.ENOSPC else error)
+print("kept" if spool.read(spool.put(large)) == large else "lost")
+print("full" if "is full" in spool.reserve(120_000) else "room")
+END
+"""
+
+
+# --- killed at every byte
+
+
+KILLED_AT_EVERY_BYTE = """
+import os, signal, sys
+from pathlib import Path
+from lutbuilder_agent import spool as module
+from lutbuilder_agent.spool import Spool
+from tests.agent_fakes import report
+
+class Dying:
+    # The os module, but the process dies of kill -9 before the nth byte or system call of a put.
+    def __init__(self, at):
+        self.left = at
+    def step(self):
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+    def fdopen(self, handle, mode):
+        return File(handle, self)
+    def fsync(self, handle):
+        self.step()
+        os.fsync(handle)
+        self.step()
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+class File:
+    def __init__(self, handle, dying):
+        self.handle, self.dying = handle, dying
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        os.close(self.handle)
+    def fileno(self):
+        return self.handle
+    def truncate(self, size):
+        self.dying.step()
+        os.ftruncate(self.handle, size)
+        self.dying.step()
+    def write(self, raw):
+        for n in range(len(raw)):
+            self.dying.step()
+            os.write(self.handle, raw[n : n + 1])
+        self.dying.step()
+    def flush(self):
+        self.dying.step()
+
+folder, reserved = Path(sys.argv[1]), int(sys.argv[2])
+deaths, states = 0, set()
+while True:
+    here = folder / str(deaths)
+    old, new = report("old", round=1), report("new", round=2)
+    spool = Spool.open(here, warn=print)
+    spool.put(old)
+    child = os.fork()
+    if child == 0:
+        if reserved:
+            spool.reserve(reserved)
+        module.os = Dying(deaths)
+        spool.put(new)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    warned = []
+    again = Spool.open(here, warn=warned.append)
+    kept = [again.read(path) for path in again.paths()]
+    assert kept in ([old], [old, new]), (deaths, kept)
+    assert len(warned) <= 1
+    leftover = [path.name for path in here.iterdir() if path.suffix not in (".report", "")]
+    assert leftover == [], leftover
+    third = report("third", round=3)
+    again.put(third)
+    assert [again.read(path) for path in again.paths()] == [*kept, third]
+    states.add((len(kept), len(warned)))
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    deaths += 1
+assert kept == [old, new]
+print(deaths, sorted(states))
+"""
+
+
+@pytest.mark.parametrize("reserved", [0, 2000])
+def test_a_kill_at_any_byte_of_a_report_leaves_all_of_it_or_nothing(tmp_path: Path, reserved: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVERY_BYTE, str(tmp_path), str(reserved)],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": PATH},
+    )  # fmt: skip  # what is run, and how
+    assert done.returncode == 0, done.stderr
+    deaths, _, states = done.stdout.partition(" ")
+    assert int(deaths) > 150, "as many as the file has bytes"
+    # Before the file was made; half of it; all of it, not yet named. Nothing else.
+    assert states.strip() in ("[(1, 0), (1, 1), (2, 0)]", "[(1, 1), (2, 0)]")
 
 
 def test_a_disk_that_fails_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ HELLOS = st.integers(1, 1 << 31).flatmap(
         runtimes=st.lists(RUNTIME_REPORTS, max_size=3).map(tuple),
         protocol_min=st.just(oldest),
         protocol_max=st.integers(oldest, (1 << 32) - 1),
+        clock_domain=st.just("") | NAMES,
     )
 )
 SESSIONS = st.builds(
@@ -191,8 +192,8 @@ def test_every_pair_of_functions_is_in_the_table() -> None:
 
 @given(st.text(max_size=20), st.sampled_from(DEVICE_STATES), st.floats(0, 9e6), COUNTS)
 def test_requests_survive_the_wire(session_id: str, state: Any, seconds: float, offset: int) -> None:
-    lease = convert.lease_request_to_proto(session_id, state, seconds)
-    assert convert.lease_request_from_proto(lease) == (session_id, state, seconds)
+    lease = convert.lease_request_to_proto(session_id, state, seconds, "l1")
+    assert convert.lease_request_from_proto(lease) == (session_id, state, seconds, "l1")
     fetch = convert.fetch_request_to_proto(session_id, "ab", offset)
     assert convert.fetch_request_from_proto(fetch) == (session_id, "ab", offset)
     heartbeat = convert.heartbeat_to_proto(session_id, "l1", seconds)
@@ -249,6 +250,12 @@ MALFORMED: dict[str, Callable[[], object]] = {
         measure_pb2.Failure(op_id="a", reason="FAILURE_REASON_CRASHED", detail="x" * 5000)),
     "inverted protocols": lambda: convert.hello_from_proto(agent_pb2.RegisterRequest(
         agent_name="a", protocol_min=2, protocol_max=1, fingerprint=measure_pb2.Fingerprint(device="d"))),
+    "unknown state": lambda: convert.lease_request_from_proto(agent_pb2.LeaseRequest(session_id="s", state=9)),
+    "unknown format": lambda: convert.artifact_ref_from_proto(measure_pb2.ArtifactRef(**{**REF, "format": 9})),
+    "unknown reason": lambda: convert.failure_from_proto(measure_pb2.Failure(op_id="a", reason=99)),
+    "a clock domain that is no name": lambda: convert.hello_from_proto(agent_pb2.RegisterRequest(
+        agent_name="a", protocol_min=1, protocol_max=1, clock_domain="a/b",
+        fingerprint=measure_pb2.Fingerprint(device="d"))),
     "unsorted facts": lambda: convert.fingerprint_from_proto(measure_pb2.Fingerprint(
         device="d", facts=[measure_pb2.Fact(name="b"), measure_pb2.Fact(name="a")])),
     "nameless session": lambda: convert.session_from_proto(agent_pb2.RegisterResponse(epoch=1)),
@@ -298,6 +305,11 @@ def test_what_an_older_agent_does_not_say_is_unknown_and_what_an_older_coordinat
     old_timing, old_report = convert.timing_to_proto(timing), convert.runtime_report_to_proto(report)
     new_timing = convert.timing_to_proto(replace(timing, throttled=(1,)))
     new_report = convert.runtime_report_to_proto(replace(report, timer_overhead_ns=40, timer_quantum_ns=0))
+    hello = AgentHello(name="a", agent_version="1", fingerprint=Fingerprint(device="d", facts=()), runtimes=())
+    old_hello = convert.hello_to_proto(hello).SerializeToString()
+    assert convert.hello_to_proto(replace(hello, clock_domain="lab")).SerializeToString().startswith(old_hello)
+    old_ask = convert.lease_request_to_proto("s", "ok", 0.0).SerializeToString()
+    assert convert.lease_request_to_proto("s", "ok", 0.0, "l1").SerializeToString().startswith(old_ask)
     # Fields an old program never heard of are the last bytes of a message, and it skips them by their tags alone.
     assert new_timing.SerializeToString().startswith(old_timing.SerializeToString())
     assert new_report.SerializeToString().startswith(old_report.SerializeToString())

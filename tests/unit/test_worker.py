@@ -21,9 +21,10 @@ from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import MissingExtra, RuntimeUnavailable, SpecError
 from lutbuilder_agent.graph import LayerGraph
 from lutbuilder_agent.records import ArtifactRef, Cache, Lease, LeasedOp, Plan, Timing
+from lutbuilder_agent.rounds import Reached
 from lutbuilder_agent.runtimes.simulated import true_ns
 from lutbuilder_agent.session import Agent
-from lutbuilder_agent.worker import RoundResult, Worker
+from lutbuilder_agent.worker import RoundResult, Worker, spare
 from tests.agent_fakes import FINGERPRINT, RUNTIMES, FakeCoordinator
 from tests.desk import processes_with
 
@@ -567,3 +568,62 @@ def test_ctrl_c_is_the_parents_to_answer(bench: Bench) -> None:
     os.kill(child, signal.SIGINT)
     assert visited(worker.run_round(0)) == ids(1)
     assert bench.children() == [child]
+
+
+# --- one worker after the other
+
+PLAN = Plan(runtime="simulated", instances=2, min_block_ns=100_000)
+
+
+def test_a_child_that_waits_takes_up_its_work_and_goes_on_where_the_session_is(bench: Bench) -> None:
+    waiting = spare()
+    assert waiting is not None
+    (child,) = bench.children()
+    worker = Worker(PLAN, not_before_ns=10**15, first_instance=7, spare=waiting)
+    bench.workers.append(worker)
+    assert worker.prepare([bench.ready(1)]) == ()
+    assert bench.children() == [child], "no other was started"
+    (timing,) = worker.run_round(0).timings
+    assert timing.start_ns >= 10**15
+    assert timing.instance == 7
+    assert worker.reached.instance == 7 + PLAN.instances
+    assert worker.reached.clock_ns >= timing.start_ns
+
+
+def test_a_child_that_died_while_it_waited_costs_nothing_but_time(bench: Bench) -> None:
+    waiting = spare()
+    assert waiting is not None
+    os.kill(bench.children()[0], signal.SIGKILL)
+    worker = Worker(PLAN, spare=waiting)
+    bench.workers.append(worker)
+    assert worker.prepare([bench.ready(1)]) == ()
+    assert visited(worker.run_round(0)) == ids(1)
+
+
+def test_the_end_of_a_round_is_told_once_before_its_visits_are_read_and_the_device_can_be_let_go(bench: Bench) -> None:
+    worker = bench.worker()
+    worker.prepare([bench.ready(n) for n in (1, 2, 3)])
+    (child,) = bench.children()
+    told: list[Reached] = []
+
+    def at_end(reached: Reached) -> None:
+        told.append(reached)
+        worker.retire()
+        wait_for(lambda: command(child) == "")
+
+    seen = worker.run_round(0, at_end=at_end)
+    assert visited(seen) == ids(1, 2, 3), "what it saw can still be read"
+    (reached,) = told
+    assert reached.clock_ns >= max(timing.start_ns + sum(timing.samples_ns) for timing in seen.timings)
+    assert reached.instance == 2
+    worker.close()
+
+
+def test_a_round_whose_child_died_has_no_such_end(bench: Bench) -> None:
+    worker = bench.worker()
+    worker.prepare([bench.ready(1)])
+    told: list[Reached] = []
+    os.kill(bench.children()[0], signal.SIGKILL)
+    seen = worker.run_round(0, at_end=told.append)
+    assert visited(seen) == ids(1)
+    assert len(told) == 1, "that of the child that replaced it"

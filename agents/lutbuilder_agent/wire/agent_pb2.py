@@ -15,37 +15,37 @@ _sym_db = _symbol_database.Default()
 from lutbuilder_agent.wire import measure_pb2 as lutbuilder__agent_dot_wire_dot_measure__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lutbuilder_agent/wire/agent.proto\x12\rlutbuilder.v1\x1a#lutbuilder_agent/wire/measure.proto\"\xc9\x01\n\x0fRegisterRequest\x12\x12\n\nagent_name\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x03 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x04 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x1a.lutbuilder.v1.Fingerprint\x12.\n\x08runtimes\x18\x06 \x03(\x0b\x32\x1c.lutbuilder.v1.RuntimeReport\"\\\n\x10RegisterResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\x13\n\x0bheartbeat_s\x18\x04 \x01(\x01\"]\n\x0cLeaseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.lutbuilder.v1.DeviceState\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"\\\n\rLeaseResponse\x12#\n\x05lease\x18\x01 \x01(\x0b\x32\x14.lutbuilder.v1.Lease\x12\x13\n\x0b\x61sk_again_s\x18\x02 \x01(\x01\x12\x11\n\tshut_down\x18\x03 \x01(\x08\"\xba\x01\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x63\x61mpaign_id\x18\x03 \x01(\t\x12$\n\x03ops\x18\x04 \x03(\x0b\x32\x17.lutbuilder.v1.LeasedOp\x12!\n\x04plan\x18\x05 \x01(\x0b\x32\x13.lutbuilder.v1.Plan\x12\x13\n\x0b\x66irst_round\x18\x06 \x01(\r\x12\x0e\n\x06rounds\x18\x07 \x01(\r\x12\r\n\x05ttl_s\x18\x08 \x01(\x01\"J\n\x14\x46\x65tchArtifactRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"6\n\x15\x46\x65tchArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\xcc\x02\n\rReportRequest\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x04\x12\x13\n\x0b\x63\x61mpaign_id\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\r\x12&\n\x07timings\x18\x07 \x03(\x0b\x32\x15.lutbuilder.v1.Timing\x12(\n\x08\x66\x61ilures\x18\x08 \x03(\x0b\x32\x16.lutbuilder.v1.Failure\x12)\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x19.lutbuilder.v1.Conditions\x12(\n\x05\x61\x66ter\x18\n \x01(\x0b\x32\x19.lutbuilder.v1.Conditions\x12\x10\n\x08round_ns\x18\x0b \x01(\x04\x12\x10\n\x08timed_ns\x18\x0c \x01(\x04\"?\n\x0eReportResponse\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x0c\n\x04stop\x18\x02 \x01(\x08\x12\x0c\n\x04\x64rop\x18\x03 \x03(\t\"I\n\x10HeartbeatRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0f\n\x07quiet_s\x18\x03 \x01(\x01\"&\n\x11HeartbeatResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\x8f\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_STATE_OK\x10\x01\x12\x14\n\x10\x44\x45VICE_STATE_HOT\x10\x02\x12\x1c\n\x18\x44\x45VICE_STATE_LOW_BATTERY\x10\x03\x12\x19\n\x15\x44\x45VICE_STATE_DRAINING\x10\x04\x32\x94\x03\n\x0c\x41gentService\x12K\n\x08Register\x12\x1e.lutbuilder.v1.RegisterRequest\x1a\x1f.lutbuilder.v1.RegisterResponse\x12\x42\n\x05Lease\x12\x1b.lutbuilder.v1.LeaseRequest\x1a\x1c.lutbuilder.v1.LeaseResponse\x12\\\n\rFetchArtifact\x12#.lutbuilder.v1.FetchArtifactRequest\x1a$.lutbuilder.v1.FetchArtifactResponse0\x01\x12\x45\n\x06Report\x12\x1c.lutbuilder.v1.ReportRequest\x1a\x1d.lutbuilder.v1.ReportResponse\x12N\n\tHeartbeat\x12\x1f.lutbuilder.v1.HeartbeatRequest\x1a .lutbuilder.v1.HeartbeatResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lutbuilder_agent/wire/agent.proto\x12\rlutbuilder.v1\x1a#lutbuilder_agent/wire/measure.proto\"\xdf\x01\n\x0fRegisterRequest\x12\x12\n\nagent_name\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x03 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x04 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x1a.lutbuilder.v1.Fingerprint\x12.\n\x08runtimes\x18\x06 \x03(\x0b\x32\x1c.lutbuilder.v1.RuntimeReport\x12\x14\n\x0c\x63lock_domain\x18\x07 \x01(\t\"\\\n\x10RegisterResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\x13\n\x0bheartbeat_s\x18\x04 \x01(\x01\"o\n\x0cLeaseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.lutbuilder.v1.DeviceState\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\x12\x10\n\x08\x61head_of\x18\x04 \x01(\t\"\\\n\rLeaseResponse\x12#\n\x05lease\x18\x01 \x01(\x0b\x32\x14.lutbuilder.v1.Lease\x12\x13\n\x0b\x61sk_again_s\x18\x02 \x01(\x01\x12\x11\n\tshut_down\x18\x03 \x01(\x08\"\xba\x01\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x63\x61mpaign_id\x18\x03 \x01(\t\x12$\n\x03ops\x18\x04 \x03(\x0b\x32\x17.lutbuilder.v1.LeasedOp\x12!\n\x04plan\x18\x05 \x01(\x0b\x32\x13.lutbuilder.v1.Plan\x12\x13\n\x0b\x66irst_round\x18\x06 \x01(\r\x12\x0e\n\x06rounds\x18\x07 \x01(\r\x12\r\n\x05ttl_s\x18\x08 \x01(\x01\"J\n\x14\x46\x65tchArtifactRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"6\n\x15\x46\x65tchArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\xcc\x02\n\rReportRequest\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x04\x12\x13\n\x0b\x63\x61mpaign_id\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\r\x12&\n\x07timings\x18\x07 \x03(\x0b\x32\x15.lutbuilder.v1.Timing\x12(\n\x08\x66\x61ilures\x18\x08 \x03(\x0b\x32\x16.lutbuilder.v1.Failure\x12)\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x19.lutbuilder.v1.Conditions\x12(\n\x05\x61\x66ter\x18\n \x01(\x0b\x32\x19.lutbuilder.v1.Conditions\x12\x10\n\x08round_ns\x18\x0b \x01(\x04\x12\x10\n\x08timed_ns\x18\x0c \x01(\x04\"?\n\x0eReportResponse\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x0c\n\x04stop\x18\x02 \x01(\x08\x12\x0c\n\x04\x64rop\x18\x03 \x03(\t\"I\n\x10HeartbeatRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x0f\n\x07quiet_s\x18\x03 \x01(\x01\"&\n\x11HeartbeatResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\x8f\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_STATE_OK\x10\x01\x12\x14\n\x10\x44\x45VICE_STATE_HOT\x10\x02\x12\x1c\n\x18\x44\x45VICE_STATE_LOW_BATTERY\x10\x03\x12\x19\n\x15\x44\x45VICE_STATE_DRAINING\x10\x04\x32\x94\x03\n\x0c\x41gentService\x12K\n\x08Register\x12\x1e.lutbuilder.v1.RegisterRequest\x1a\x1f.lutbuilder.v1.RegisterResponse\x12\x42\n\x05Lease\x12\x1b.lutbuilder.v1.LeaseRequest\x1a\x1c.lutbuilder.v1.LeaseResponse\x12\\\n\rFetchArtifact\x12#.lutbuilder.v1.FetchArtifactRequest\x1a$.lutbuilder.v1.FetchArtifactResponse0\x01\x12\x45\n\x06Report\x12\x1c.lutbuilder.v1.ReportRequest\x1a\x1d.lutbuilder.v1.ReportResponse\x12N\n\tHeartbeat\x12\x1f.lutbuilder.v1.HeartbeatRequest\x1a .lutbuilder.v1.HeartbeatResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lutbuilder_agent.wire.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVICESTATE']._serialized_start=1413
-  _globals['_DEVICESTATE']._serialized_end=1556
+  _globals['_DEVICESTATE']._serialized_start=1453
+  _globals['_DEVICESTATE']._serialized_end=1596
   _globals['_REGISTERREQUEST']._serialized_start=90
-  _globals['_REGISTERREQUEST']._serialized_end=291
-  _globals['_REGISTERRESPONSE']._serialized_start=293
-  _globals['_REGISTERRESPONSE']._serialized_end=385
-  _globals['_LEASEREQUEST']._serialized_start=387
-  _globals['_LEASEREQUEST']._serialized_end=480
-  _globals['_LEASERESPONSE']._serialized_start=482
-  _globals['_LEASERESPONSE']._serialized_end=574
-  _globals['_LEASE']._serialized_start=577
-  _globals['_LEASE']._serialized_end=763
-  _globals['_FETCHARTIFACTREQUEST']._serialized_start=765
-  _globals['_FETCHARTIFACTREQUEST']._serialized_end=839
-  _globals['_FETCHARTIFACTRESPONSE']._serialized_start=841
-  _globals['_FETCHARTIFACTRESPONSE']._serialized_end=895
-  _globals['_REPORTREQUEST']._serialized_start=898
-  _globals['_REPORTREQUEST']._serialized_end=1230
-  _globals['_REPORTRESPONSE']._serialized_start=1232
-  _globals['_REPORTRESPONSE']._serialized_end=1295
-  _globals['_HEARTBEATREQUEST']._serialized_start=1297
-  _globals['_HEARTBEATREQUEST']._serialized_end=1370
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1372
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1410
-  _globals['_AGENTSERVICE']._serialized_start=1559
-  _globals['_AGENTSERVICE']._serialized_end=1963
+  _globals['_REGISTERREQUEST']._serialized_end=313
+  _globals['_REGISTERRESPONSE']._serialized_start=315
+  _globals['_REGISTERRESPONSE']._serialized_end=407
+  _globals['_LEASEREQUEST']._serialized_start=409
+  _globals['_LEASEREQUEST']._serialized_end=520
+  _globals['_LEASERESPONSE']._serialized_start=522
+  _globals['_LEASERESPONSE']._serialized_end=614
+  _globals['_LEASE']._serialized_start=617
+  _globals['_LEASE']._serialized_end=803
+  _globals['_FETCHARTIFACTREQUEST']._serialized_start=805
+  _globals['_FETCHARTIFACTREQUEST']._serialized_end=879
+  _globals['_FETCHARTIFACTRESPONSE']._serialized_start=881
+  _globals['_FETCHARTIFACTRESPONSE']._serialized_end=935
+  _globals['_REPORTREQUEST']._serialized_start=938
+  _globals['_REPORTREQUEST']._serialized_end=1270
+  _globals['_REPORTRESPONSE']._serialized_start=1272
+  _globals['_REPORTRESPONSE']._serialized_end=1335
+  _globals['_HEARTBEATREQUEST']._serialized_start=1337
+  _globals['_HEARTBEATREQUEST']._serialized_end=1410
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1412
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1450
+  _globals['_AGENTSERVICE']._serialized_start=1599
+  _globals['_AGENTSERVICE']._serialized_end=2003
 # @@protoc_insertion_point(module_scope)

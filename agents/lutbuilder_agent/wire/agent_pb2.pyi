@@ -21,20 +21,22 @@ DEVICE_STATE_LOW_BATTERY: DeviceState
 DEVICE_STATE_DRAINING: DeviceState
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("agent_name", "agent_version", "protocol_min", "protocol_max", "fingerprint", "runtimes")
+    __slots__ = ("agent_name", "agent_version", "protocol_min", "protocol_max", "fingerprint", "runtimes", "clock_domain")
     AGENT_NAME_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     RUNTIMES_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     agent_name: str
     agent_version: str
     protocol_min: int
     protocol_max: int
     fingerprint: _measure_pb2.Fingerprint
     runtimes: _containers.RepeatedCompositeFieldContainer[_measure_pb2.RuntimeReport]
-    def __init__(self, agent_name: _Optional[str] = ..., agent_version: _Optional[str] = ..., protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., fingerprint: _Optional[_Union[_measure_pb2.Fingerprint, _Mapping]] = ..., runtimes: _Optional[_Iterable[_Union[_measure_pb2.RuntimeReport, _Mapping]]] = ...) -> None: ...
+    clock_domain: str
+    def __init__(self, agent_name: _Optional[str] = ..., agent_version: _Optional[str] = ..., protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., fingerprint: _Optional[_Union[_measure_pb2.Fingerprint, _Mapping]] = ..., runtimes: _Optional[_Iterable[_Union[_measure_pb2.RuntimeReport, _Mapping]]] = ..., clock_domain: _Optional[str] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
     __slots__ = ("session_id", "epoch", "protocol", "heartbeat_s")
@@ -49,14 +51,16 @@ class RegisterResponse(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., epoch: _Optional[int] = ..., protocol: _Optional[int] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
-    __slots__ = ("session_id", "state", "wait_s")
+    __slots__ = ("session_id", "state", "wait_s", "ahead_of")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_OF_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     state: DeviceState
     wait_s: float
-    def __init__(self, session_id: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    ahead_of: str
+    def __init__(self, session_id: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., wait_s: _Optional[float] = ..., ahead_of: _Optional[str] = ...) -> None: ...
 
 class LeaseResponse(_message.Message):
     __slots__ = ("lease", "ask_again_s", "shut_down")

@@ -45,10 +45,12 @@ class AgentApi(Protocol):
         """
         ...
 
-    def lease(self, session_id: str, state: DeviceState, wait_s: float) -> LeaseAnswer:
+    def lease(self, session_id: str, state: DeviceState, wait_s: float, *, ahead_of: str = "") -> LeaseAnswer:
         """Return work, waiting up to `wait_s` (at most 30 s) for it. A session that holds a lease is given it again.
 
-        A state other than "ok" gives the session's lease back and returns Idle. Raises UnknownSession, StaleLease.
+        With `ahead_of`, the lease the session works on, the answer is another one to follow it, or Idle. A session
+        holds two at most; whatever extends or ends the session's right to the first does so to the second.
+        A state other than "ok" gives the session's leases back and returns Idle. Raises UnknownSession, StaleLease.
         """
         ...
 
@@ -69,7 +71,7 @@ class AgentApi(Protocol):
         ...
 
     def heartbeat(self, session_id: str, lease_id: str, quiet_s: float) -> bool:
-        """Extend the lease by its ttl plus `quiet_s` seconds of announced silence; True if it was cancelled.
+        """Extend the session's leases by their ttl plus `quiet_s` seconds of announced silence; True: this one is over.
 
         `lease_id` is "" while idle. Raises UnknownSession, StaleLease.
         """

@@ -54,7 +54,7 @@ class _Enum(Protocol):
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Turn the refusals of records and of protobuf (both ValueErrors or TypeErrors) into WireError."""
     try:
         yield
@@ -77,17 +77,17 @@ def parse(kind: type[_M], raw: bytes) -> _M:
 # --- what a device is
 
 
-@_refusing("Fingerprint")
+@refusing("Fingerprint")
 def fingerprint_to_proto(fingerprint: Fingerprint) -> measure_pb2.Fingerprint:
     return measure_pb2.Fingerprint(device=fingerprint.device, facts=_facts_to_proto(fingerprint.facts))
 
 
-@_refusing("Fingerprint")
+@refusing("Fingerprint")
 def fingerprint_from_proto(message: measure_pb2.Fingerprint) -> Fingerprint:
     return Fingerprint(device=message.device, facts=_facts_from_proto(message.facts))
 
 
-@_refusing("RuntimeReport")
+@refusing("RuntimeReport")
 def runtime_report_to_proto(report: RuntimeReport) -> measure_pb2.RuntimeReport:
     return measure_pb2.RuntimeReport(
         name=report.name,
@@ -99,7 +99,7 @@ def runtime_report_to_proto(report: RuntimeReport) -> measure_pb2.RuntimeReport:
     )
 
 
-@_refusing("RuntimeReport")
+@refusing("RuntimeReport")
 def runtime_report_from_proto(message: measure_pb2.RuntimeReport) -> RuntimeReport:
     return RuntimeReport(
         name=message.name,
@@ -111,7 +111,7 @@ def runtime_report_from_proto(message: measure_pb2.RuntimeReport) -> RuntimeRepo
     )
 
 
-@_refusing("Conditions")
+@refusing("Conditions")
 def conditions_to_proto(conditions: Conditions) -> measure_pb2.Conditions:
     return measure_pb2.Conditions(
         monotonic_ns=conditions.monotonic_ns,
@@ -123,7 +123,7 @@ def conditions_to_proto(conditions: Conditions) -> measure_pb2.Conditions:
     )
 
 
-@_refusing("Conditions")
+@refusing("Conditions")
 def conditions_from_proto(message: measure_pb2.Conditions) -> Conditions:
     def reading(name: str) -> float | None:
         if not message.HasField(name):
@@ -144,7 +144,7 @@ def conditions_from_proto(message: measure_pb2.Conditions) -> Conditions:
 # --- what to measure
 
 
-@_refusing("Plan")
+@refusing("Plan")
 def plan_to_proto(plan: Plan) -> measure_pb2.Plan:
     return measure_pb2.Plan(
         runtime=plan.runtime,
@@ -162,7 +162,7 @@ def plan_to_proto(plan: Plan) -> measure_pb2.Plan:
     )
 
 
-@_refusing("Plan")
+@refusing("Plan")
 def plan_from_proto(message: measure_pb2.Plan) -> Plan:
     return Plan(
         runtime=message.runtime,
@@ -180,12 +180,12 @@ def plan_from_proto(message: measure_pb2.Plan) -> Plan:
     )
 
 
-@_refusing("ArtifactRef")
+@refusing("ArtifactRef")
 def artifact_ref_to_proto(ref: ArtifactRef) -> measure_pb2.ArtifactRef:
     return measure_pb2.ArtifactRef(sha256=ref.sha256, format=_member("FORMAT", ref.format), size_bytes=ref.size_bytes)
 
 
-@_refusing("ArtifactRef")
+@refusing("ArtifactRef")
 def artifact_ref_from_proto(message: measure_pb2.ArtifactRef) -> ArtifactRef:
     return ArtifactRef(
         sha256=message.sha256,
@@ -194,20 +194,20 @@ def artifact_ref_from_proto(message: measure_pb2.ArtifactRef) -> ArtifactRef:
     )
 
 
-@_refusing("LeasedOp")
+@refusing("LeasedOp")
 def leased_op_to_proto(op: LeasedOp) -> measure_pb2.LeasedOp:
     artifact = artifact_ref_to_proto(op.artifact)
     return measure_pb2.LeasedOp(op_id=op.op_id, artifact=artifact, every=op.every, solo=op.solo)
 
 
-@_refusing("LeasedOp")
+@refusing("LeasedOp")
 def leased_op_from_proto(message: measure_pb2.LeasedOp) -> LeasedOp:
     _require(message.HasField("artifact"), "LeasedOp", "artifact")
     artifact = artifact_ref_from_proto(message.artifact)
     return LeasedOp(op_id=message.op_id, artifact=artifact, every=message.every, solo=message.solo)
 
 
-@_refusing("Lease")
+@refusing("Lease")
 def lease_to_proto(lease: Lease) -> agent_pb2.Lease:
     return agent_pb2.Lease(
         lease_id=lease.lease_id,
@@ -221,7 +221,7 @@ def lease_to_proto(lease: Lease) -> agent_pb2.Lease:
     )
 
 
-@_refusing("Lease")
+@refusing("Lease")
 def lease_from_proto(message: agent_pb2.Lease) -> Lease:
     _require(message.HasField("plan"), "Lease", "plan")
     return Lease(
@@ -239,7 +239,7 @@ def lease_from_proto(message: agent_pb2.Lease) -> Lease:
 # --- what was seen
 
 
-@_refusing("Timing")
+@refusing("Timing")
 def timing_to_proto(timing: Timing) -> measure_pb2.Timing:
     return measure_pb2.Timing(
         op_id=timing.op_id,
@@ -254,7 +254,7 @@ def timing_to_proto(timing: Timing) -> measure_pb2.Timing:
     )
 
 
-@_refusing("Timing")
+@refusing("Timing")
 def timing_from_proto(message: measure_pb2.Timing) -> Timing:
     return Timing(
         op_id=message.op_id,
@@ -269,7 +269,7 @@ def timing_from_proto(message: measure_pb2.Timing) -> Timing:
     )
 
 
-@_refusing("Failure")
+@refusing("Failure")
 def failure_to_proto(failure: Failure) -> measure_pb2.Failure:
     """Details of more than 4 KiB are cut, what is no Unicode is replaced: an engine's last words may be anything."""
     detail = failure.detail.encode("utf-8", "replace")[:DETAIL_BYTES].decode("utf-8", "ignore")
@@ -278,7 +278,7 @@ def failure_to_proto(failure: Failure) -> measure_pb2.Failure:
     )
 
 
-@_refusing("Failure")
+@refusing("Failure")
 def failure_from_proto(message: measure_pb2.Failure) -> Failure:
     if len(message.detail.encode()) > DETAIL_BYTES:
         raise WireError(f"malformed Failure: detail is longer than {DETAIL_BYTES} bytes")
@@ -286,7 +286,7 @@ def failure_from_proto(message: measure_pb2.Failure) -> Failure:
     return Failure(op_id=message.op_id, round=message.round, reason=cast(FailureReason, reason), detail=message.detail)
 
 
-@_refusing("ReportRequest")
+@refusing("ReportRequest")
 def report_to_proto(report: Report) -> agent_pb2.ReportRequest:
     return agent_pb2.ReportRequest(
         report_id=report.report_id,
@@ -304,7 +304,7 @@ def report_to_proto(report: Report) -> agent_pb2.ReportRequest:
     )
 
 
-@_refusing("ReportRequest")
+@refusing("ReportRequest")
 def report_from_proto(message: agent_pb2.ReportRequest) -> Report:
     return Report(
         report_id=message.report_id,
@@ -332,12 +332,12 @@ def report_from_bytes(raw: bytes) -> Report:
     return report_from_proto(parse(agent_pb2.ReportRequest, raw))
 
 
-@_refusing("ReportResponse")
+@refusing("ReportResponse")
 def ack_to_proto(ack: ReportAck) -> agent_pb2.ReportResponse:
     return agent_pb2.ReportResponse(report_id=ack.report_id, stop=ack.stop, drop=ack.drop)
 
 
-@_refusing("ReportResponse")
+@refusing("ReportResponse")
 def ack_from_proto(message: agent_pb2.ReportResponse) -> ReportAck:
     _require(bool(message.report_id), "ReportResponse", "report_id")
     return ReportAck(report_id=message.report_id, stop=message.stop, drop=tuple(message.drop))
@@ -346,7 +346,7 @@ def ack_from_proto(message: agent_pb2.ReportResponse) -> ReportAck:
 # --- sessions, and the requests that are no record of their own
 
 
-@_refusing("RegisterRequest")
+@refusing("RegisterRequest")
 def hello_to_proto(hello: AgentHello) -> agent_pb2.RegisterRequest:
     return agent_pb2.RegisterRequest(
         agent_name=hello.name,
@@ -355,10 +355,11 @@ def hello_to_proto(hello: AgentHello) -> agent_pb2.RegisterRequest:
         protocol_max=hello.protocol_max,
         fingerprint=fingerprint_to_proto(hello.fingerprint),
         runtimes=[runtime_report_to_proto(report) for report in hello.runtimes],
+        clock_domain=hello.clock_domain,
     )
 
 
-@_refusing("RegisterRequest")
+@refusing("RegisterRequest")
 def hello_from_proto(message: agent_pb2.RegisterRequest) -> AgentHello:
     _require(message.HasField("fingerprint"), "RegisterRequest", "fingerprint")
     if not 1 <= message.protocol_min <= message.protocol_max:
@@ -373,10 +374,11 @@ def hello_from_proto(message: agent_pb2.RegisterRequest) -> AgentHello:
         runtimes=tuple(runtime_report_from_proto(report) for report in message.runtimes),
         protocol_min=message.protocol_min,
         protocol_max=message.protocol_max,
+        clock_domain=message.clock_domain,
     )
 
 
-@_refusing("RegisterResponse")
+@refusing("RegisterResponse")
 def session_to_proto(session: Session) -> agent_pb2.RegisterResponse:
     return agent_pb2.RegisterResponse(
         session_id=session.session_id,
@@ -386,7 +388,7 @@ def session_to_proto(session: Session) -> agent_pb2.RegisterResponse:
     )
 
 
-@_refusing("RegisterResponse")
+@refusing("RegisterResponse")
 def session_from_proto(message: agent_pb2.RegisterResponse) -> Session:
     _require(bool(message.session_id), "RegisterResponse", "session_id")
     return Session(
@@ -397,49 +399,52 @@ def session_from_proto(message: agent_pb2.RegisterResponse) -> Session:
     )
 
 
-@_refusing("LeaseRequest")
-def lease_request_to_proto(session_id: str, state: DeviceState, wait_s: float) -> agent_pb2.LeaseRequest:
-    return agent_pb2.LeaseRequest(session_id=session_id, state=_member("DEVICE_STATE", state), wait_s=wait_s)
+@refusing("LeaseRequest")
+def lease_request_to_proto(
+    session_id: str, state: DeviceState, wait_s: float, ahead_of: str = ""
+) -> agent_pb2.LeaseRequest:
+    member = _member("DEVICE_STATE", state)
+    return agent_pb2.LeaseRequest(session_id=session_id, state=member, wait_s=wait_s, ahead_of=ahead_of)
 
 
-@_refusing("LeaseRequest")
-def lease_request_from_proto(message: agent_pb2.LeaseRequest) -> tuple[str, DeviceState, float]:
-    """Return (session_id, state, wait_s)."""
+@refusing("LeaseRequest")
+def lease_request_from_proto(message: agent_pb2.LeaseRequest) -> tuple[str, DeviceState, float, str]:
+    """Return (session_id, state, wait_s, ahead_of)."""
     state = _value("DEVICE_STATE", agent_pb2.DeviceState, message.state, DEVICE_STATES)
-    return message.session_id, cast(DeviceState, state), _seconds("wait_s", message.wait_s)
+    return message.session_id, cast(DeviceState, state), _seconds("wait_s", message.wait_s), message.ahead_of
 
 
-@_refusing("LeaseResponse")
+@refusing("LeaseResponse")
 def lease_answer_to_proto(answer: LeaseAnswer) -> agent_pb2.LeaseResponse:
     if isinstance(answer, Idle):
         return agent_pb2.LeaseResponse(ask_again_s=answer.ask_again_s, shut_down=answer.shut_down)
     return agent_pb2.LeaseResponse(lease=lease_to_proto(answer))
 
 
-@_refusing("LeaseResponse")
+@refusing("LeaseResponse")
 def lease_answer_from_proto(message: agent_pb2.LeaseResponse) -> LeaseAnswer:
     if message.HasField("lease"):
         return lease_from_proto(message.lease)
     return Idle(ask_again_s=_seconds("ask_again_s", message.ask_again_s), shut_down=message.shut_down)
 
 
-@_refusing("FetchArtifactRequest")
+@refusing("FetchArtifactRequest")
 def fetch_request_to_proto(session_id: str, sha256: str, offset: int) -> agent_pb2.FetchArtifactRequest:
     return agent_pb2.FetchArtifactRequest(session_id=session_id, sha256=sha256, offset=offset)
 
 
-@_refusing("FetchArtifactRequest")
+@refusing("FetchArtifactRequest")
 def fetch_request_from_proto(message: agent_pb2.FetchArtifactRequest) -> tuple[str, str, int]:
     """Return (session_id, sha256, offset)."""
     return message.session_id, message.sha256, _count("offset", message.offset)
 
 
-@_refusing("HeartbeatRequest")
+@refusing("HeartbeatRequest")
 def heartbeat_to_proto(session_id: str, lease_id: str, quiet_s: float) -> agent_pb2.HeartbeatRequest:
     return agent_pb2.HeartbeatRequest(session_id=session_id, lease_id=lease_id, quiet_s=quiet_s)
 
 
-@_refusing("HeartbeatRequest")
+@refusing("HeartbeatRequest")
 def heartbeat_from_proto(message: agent_pb2.HeartbeatRequest) -> tuple[str, str, float]:
     """Return (session_id, lease_id, quiet_s)."""
     return message.session_id, message.lease_id, _seconds("quiet_s", message.quiet_s)

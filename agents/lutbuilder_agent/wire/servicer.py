@@ -36,11 +36,15 @@ class Waker(Protocol):
 
 
 class ServedApi(Protocol):
-    """AgentApi as the coordinator implements it: a long-poll also learns whether anybody still waits for its answer."""
+    """AgentApi as the coordinator implements it: two of its calls also learn whether anybody still waits for an answer.
 
-    def register(self, hello: AgentHello) -> Session: ...
+    A long-poll gives nothing to a caller that has hung up, and a registration whose caller has hung up does not fence
+    the session of that caller's next try.
+    """
+
+    def register(self, hello: AgentHello, *, caller: Waker | None = None) -> Session: ...
     def lease(
-        self, session_id: str, state: DeviceState, wait_s: float, *, caller: Waker | None = None
+        self, session_id: str, state: DeviceState, wait_s: float, *, ahead_of: str = "", caller: Waker | None = None
     ) -> LeaseAnswer: ...
     def fetch(self, session_id: str, sha256: str, offset: int) -> Iterator[bytes]: ...
     def report(self, report: Report) -> ReportAck: ...
@@ -56,22 +60,23 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     def Register(  # noqa: N802  # the proto's name
         self, request: agent_pb2.RegisterRequest, context: grpc.ServicerContext
     ) -> agent_pb2.RegisterResponse:
-        with _translated(context):
-            return convert.session_to_proto(self._api.register(convert.hello_from_proto(_control(request))))
+        with translated(context):
+            hello = convert.hello_from_proto(small(request))
+            return convert.session_to_proto(self._api.register(hello, caller=_Caller(context)))
 
     def Lease(  # noqa: N802  # the proto's name
         self, request: agent_pb2.LeaseRequest, context: grpc.ServicerContext
     ) -> agent_pb2.LeaseResponse:
-        with _translated(context):
-            session_id, state, wait_s = convert.lease_request_from_proto(_control(request))
-            answer = self._api.lease(session_id, state, wait_s, caller=_Caller(context))
-            return _control(convert.lease_answer_to_proto(answer))
+        with translated(context):
+            session_id, state, wait_s, ahead_of = convert.lease_request_from_proto(small(request))
+            answer = self._api.lease(session_id, state, wait_s, ahead_of=ahead_of, caller=_Caller(context))
+            return small(convert.lease_answer_to_proto(answer))
 
     def FetchArtifact(  # noqa: N802  # the proto's name
         self, request: agent_pb2.FetchArtifactRequest, context: grpc.ServicerContext
     ) -> Iterator[agent_pb2.FetchArtifactResponse]:
-        with _translated(context):
-            session_id, sha256, offset = convert.fetch_request_from_proto(_control(request))
+        with translated(context):
+            session_id, sha256, offset = convert.fetch_request_from_proto(small(request))
             for chunk in self._api.fetch(session_id, sha256, offset):
                 yield agent_pb2.FetchArtifactResponse(offset=offset, chunk=chunk)
                 offset += len(chunk)
@@ -79,14 +84,14 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     def Report(  # noqa: N802  # the proto's name
         self, request: agent_pb2.ReportRequest, context: grpc.ServicerContext
     ) -> agent_pb2.ReportResponse:
-        with _translated(context):
+        with translated(context):
             return convert.ack_to_proto(self._api.report(convert.report_from_proto(request)))
 
     def Heartbeat(  # noqa: N802  # the proto's name
         self, request: agent_pb2.HeartbeatRequest, context: grpc.ServicerContext
     ) -> agent_pb2.HeartbeatResponse:
-        with _translated(context):
-            session_id, lease_id, quiet_s = convert.heartbeat_from_proto(_control(request))
+        with translated(context):
+            session_id, lease_id, quiet_s = convert.heartbeat_from_proto(small(request))
             return agent_pb2.HeartbeatResponse(cancelled=self._api.heartbeat(session_id, lease_id, quiet_s))
 
 
@@ -108,7 +113,7 @@ class _Caller:
 
 
 @contextmanager
-def _translated(context: grpc.ServicerContext) -> Iterator[None]:
+def translated(context: grpc.ServicerContext) -> Iterator[None]:
     """End the call with the status and code of our error; a bug becomes INTERNAL, logged here, without its words."""
     try:
         yield
@@ -126,7 +131,7 @@ def _abort(context: grpc.ServicerContext, status: str, code: str, message: str) 
     context.abort(grpc.StatusCode[status], message)
 
 
-def _control(message: _M) -> _M:
+def small(message: _M) -> _M:
     """Return the message, refused above 256 KiB. A lease of that size has some 2,000 ops: cut smaller batches."""
     if message.ByteSize() > CONTROL_BYTES:
         raise WireError(f"a {type(message).__name__} of {message.ByteSize()} bytes is above {CONTROL_BYTES}")

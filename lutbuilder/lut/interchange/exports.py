@@ -14,6 +14,7 @@ from lutbuilder.lut.interchange import registry
 from lutbuilder.lut.interchange.format import Format, Page, visit_std_ms
 from lutbuilder.lut.lut import Lut
 from lutbuilder.lut.schema import EVIDENCES, Row, rows_to_table
+from lutbuilder.lut.store import read_samples
 from lutbuilder_agent.errors import LutNotFound, LutNotWritable, SpecError
 
 if TYPE_CHECKING:
@@ -141,15 +142,17 @@ def _labels(rows: Iterable[Row]) -> list[str]:
 
 def _visit_std_ms(lut: Lut) -> dict[str, float]:
     """Return the spread of every op's visits, where the raw visits lie beside the table; {} where they do not."""
+    import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
     import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
 
-    path = lut.path.parent / "samples" / lut.path.name
     try:
-        table = pq.read_table(path, columns=["op_id", "samples_ns"])
-    except FileNotFoundError:
+        raw = read_samples(lut)
+    except LutNotFound:
         return {}
+    try:
+        table = pq.read_table(pa.BufferReader(raw), columns=["op_id", "samples_ns"])
     except (OSError, ValueError) as error:
-        raise LutNotFound(f"cannot read the raw visits in {path}; restore the file, or remove it") from error
+        raise LutNotFound(f"cannot read the raw visits of {lut.spec}; restore the file, or remove it") from error
     return visit_std_ms(table.column("op_id").to_pylist(), table.column("samples_ns").to_pylist())
 
 

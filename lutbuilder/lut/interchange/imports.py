@@ -17,6 +17,7 @@ from lutbuilder.lut.interchange.source import Source, located
 from lutbuilder.lut.lut import Lut
 from lutbuilder.lut.schema import LutMeta, Row
 from lutbuilder.lut.store import publish
+from lutbuilder.urls import Place, place
 from lutbuilder_agent.errors import BadTable, LutConflict, LutError, LutNotFound, SpecError
 from lutbuilder_agent.records import Cache, Fingerprint, Plan
 
@@ -60,7 +61,7 @@ def import_tables(
     *,
     format: str,
     into: str,
-    folder: Path,
+    folder: Place,
     created: str,
     tool_version: str,
     options: ReadOptions | None = None,
@@ -120,12 +121,12 @@ def import_tables(
     )
 
 
-def target_of(name: str, folder: Path) -> Target:
+def target_of(name: str, folder: Place) -> Target:
     """Return the target that a LUT's name tells, e.g. "note10/tflite-fp32-bs1"; the folder may stand before it.
 
     Raises SpecError saying how to write one.
     """
-    parts = Path(name).parts
+    parts = place(name).parts
     if parts[: len(folder.parts)] == folder.parts:
         parts = parts[len(folder.parts) :]
     found = _CONDITIONS.fullmatch(parts[1]) if len(parts) == 2 else None
@@ -189,7 +190,7 @@ def _check_batch(rows: Iterable[Row], target: Target) -> None:
         )
 
 
-def _newest(folder: Path, target: Target) -> Lut | None:
+def _newest(folder: Place, target: Target) -> Lut | None:
     """Return the newest version of the table, None where there is none. Raises LutConflict if it holds other rows."""
     try:
         lut = Lut.load(folder / target.lut_name)
