@@ -215,6 +215,8 @@ class Verdict:
         biased = "a bias" if not self.lo <= 1.0 <= self.hi else "no bias that shows"
         own = max(0.0, self.spread**2 - self.noise**2) ** 0.5
         met = "met" if inside >= LEAST_INSIDE else "MISSED" if n - outside < LEAST_INSIDE else "not told from noise"
+        if n < LEAST_INSIDE:
+            met = f"{n} ops are too few to say"
         return [
             f"{inside} of {n} ops within {GOAL[0]} to {GOAL[1]}; {outside} outside by their whole interval; "
             f"range {min(ratios):.4f} to {max(ratios):.4f}",

@@ -214,7 +214,8 @@ def _check_complete(made: Lut, source: Lut) -> None:
     if what:
         raise SamplesMissing(
             f"{' and '.join(what)} of {source.spec} cannot be made of the visits beside it and beside the versions "
-            f"before it that are there. Put missing ones back (git checkout, a copy), or measure anew: {_collect(source)}"
+            "before it that are there. Put missing ones back (git checkout, a copy), or measure anew: "
+            f"{_collect(source)}"
         )
 
 

@@ -68,6 +68,8 @@ def test_two_loops_that_agree_are_inside_and_show_no_bias() -> None:
     assert "24 of 24 ops within 0.98 to 1.02; 0 outside by their whole interval" in told
     assert "no bias that shows" in told
     assert "0.98 to 1.02: met" in told
+    few = judged({str(number): two_loops(rng) for number in range(4)})
+    assert few.lines()[-1].endswith("4 ops are too few to say")
 
 
 def test_a_harness_that_adds_three_per_cent_is_told_from_noise() -> None:
