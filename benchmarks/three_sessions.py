@@ -14,7 +14,8 @@ Each session begins with nothing: a state folder, a luts folder and agent proces
 
 Steps 2 to 4 time in the cache state the table speaks for; each session's figures say which that was.
 Every command's JSON is kept in FOLDER/session-N. Stopped at any moment, the same command goes on where it was; what is
-finished is never run again, whatever came out. `figures.json` there holds all sessions, and a table is printed.
+finished is never run again, whatever came out. `figures.json` there holds all sessions, and a table is printed;
+`readme_rows.py FOLDER...` makes the README's table of several folders.
 """
 
 from __future__ import annotations
@@ -208,11 +209,11 @@ def run_session(number: int, options: Options, folder: Path, run: Run) -> Figure
         n_networks=report["lut_sum"]["n"],
         n_instances=min(network["n_instances"] for network in report["networks"]),
         session_scale=report["session_scale"],
-        ops_scale=report["ops_scale"],
-        published_by_ops=_errors(report["published_by_ops"]),
+        ops_scale=report.get("ops_scale"),
+        published_by_ops=_errors(report.get("published_by_ops")),
         published=_errors(report["published"]),
         pooled=_errors(report["lut_sum"]),
-        ops_alone=_errors(report["ops_alone"]),
+        ops_alone=_errors(report.get("ops_alone")),
         calibrated=_errors(calibrated),
         undrifted=_errors(report["undrifted"]),
         macs_held_out=_errors(report["flops_linear_held_out"]),
