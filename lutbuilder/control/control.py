@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from lutbuilder.urls import Place
 from lutbuilder_agent.errors import SpecError, UnknownName
 
 if TYPE_CHECKING:
+    from lutbuilder.coordinator.schedule import HeldLease
     from lutbuilder.coordinator.service import Coordinator
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
 
@@ -185,7 +187,7 @@ class Control:
                     rounds=lease.rounds,
                     owner=lease.owner,
                     granted_s=lease.granted_s,
-                    expires_in_s=max(0.0, ours[lease.lease_id].deadline_s - now_s) if lease.lease_id in ours else None,
+                    expires_in_s=_left_s(ours.get(lease.lease_id), now_s),
                 )
                 for lease in page.items
             ),
@@ -340,6 +342,13 @@ def _page(items: Sequence[T], after: str) -> Page[T]:
     start = int(after or 0)
     end = start + PAGE_ITEMS
     return Page(items=tuple(items[start:end]), after=str(end) if end < len(items) else "")
+
+
+def _left_s(lease: HeldLease | None, now_s: float) -> float | None:
+    """Return the seconds a lease has left; None for another coordinator's, and for one that cannot expire yet."""
+    if lease is None or math.isinf(lease.deadline_s):
+        return None
+    return max(0.0, lease.deadline_s - now_s)
 
 
 def _digest(job: JobState) -> str:

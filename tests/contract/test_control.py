@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -19,15 +20,16 @@ from lutbuilder.control.client import ControlClient
 from lutbuilder.control.control import Changes, Control
 from lutbuilder.control.order import Order
 from lutbuilder.control.servicer import add_to_server
-from lutbuilder.coordinator.artifacts import ArtifactShelf
+from lutbuilder.coordinator.artifacts import ArtifactShelf, build_artifact
 from lutbuilder.coordinator.schedule import Decision
 from lutbuilder.coordinator.service import Coordinator, serve
 from lutbuilder.coordinator.store import Store
 from lutbuilder.lut import Lut, publish, write_samples
 from lutbuilder_agent.errors import LutNotFound, SpecError, UnknownName, Unreachable, WireError
-from lutbuilder_agent.records import Failure
+from lutbuilder_agent.graph import LayerGraph
+from lutbuilder_agent.records import Failure, Format, Lease
 from tests.lut_examples import example_meta, example_row
-from tests.store_examples import OPS, SPEC, grant, raw, report, session
+from tests.store_examples import HELLO, OPS, SPEC, grant, raw, report, session
 
 DEPLOYMENTS = ["store", "coordinator", "loopback_grpc"]
 RUNNER = "c0ffee"
@@ -278,6 +280,30 @@ def test_a_cancelled_campaign_keeps_what_was_measured_and_its_first_reason(bench
     assert bench.api.leases().items == ()
     assert bench.api.cancel_campaign(SPEC.key, "again").reason == "wrong device"
     assert bench.api.campaigns(active_only=True).items == ()
+
+
+def test_a_lease_that_is_being_made_ready_is_listed_without_an_end(tmp_path: Path) -> None:
+    seen: list[float | None] = []
+
+    def build(graph: LayerGraph, format: Format) -> bytes:
+        seen.extend(lease.expires_in_s for lease in client.leases().items)
+        return build_artifact(graph, format)
+
+    store = Store.open(tmp_path / "campaigns.sqlite")
+    store.create_campaign(SPEC, now_s=1.0)
+    coordinator = Coordinator(store, ArtifactShelf(build=build), lambda campaign_id, report: Decision())
+    coordinator.offer(SPEC.key)
+    control = Control(store, coordinator=coordinator)
+    server = serve(coordinator, services=(lambda each: add_to_server(control, each),))
+    with contextlib.closing(ControlClient(server.address)) as client:
+        assert isinstance(coordinator.lease(coordinator.register(HELLO).session_id, "ok", 0.0), Lease)
+        (lease,) = client.leases().items
+    server.stop()
+    store.close()
+    assert seen
+    assert set(seen) == {None}
+    assert lease.expires_in_s is not None
+    assert 0.0 < lease.expires_in_s <= coordinator.ttl_s
 
 
 def test_leases_are_listed_with_who_holds_them(bench: Bench) -> None:
