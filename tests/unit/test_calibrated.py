@@ -23,8 +23,10 @@ from lutbuilder.campaign.calibrated import (
     transfer_rows,
     with_calibration,
 )
-from lutbuilder.campaign.collect import Draft, Pool, missing
+from lutbuilder.campaign.collect import missing
+from lutbuilder.campaign.draft import Draft
 from lutbuilder.campaign.estimates import Summary
+from lutbuilder.campaign.evidence import Evidence
 from lutbuilder.campaign.plan import overhead_op
 from lutbuilder.campaign.request import CalibrateRequest
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec
@@ -349,12 +351,15 @@ def a_draft(rows: Sequence[Row], nets: Sequence[CampaignOp], estimates: Mapping[
         rows=tuple(rows),
         meta=example_meta(),
         summary=Summary(visits=visits, drift=fit(visits), by_id=estimates, rows=()),
-        pool=Pool(
+        evidence=Evidence(
             campaign_ids=("c",),
             ops=(*(CampaignOp.of(op) for op in OPS), *nets),
             failures=(),
+            agents={"s1": "me"},
             sessions=("s1",),
-            spaces=("proxyless",),
+            purpose="collect",
+            precision=0.01,
+            reason="precision",
         ),
     )
 
