@@ -225,19 +225,24 @@ def swarm(address: str, seconds: float) -> None:
                 ).session_id
                 for number in range(part, SIMULATED, THREADS)
             ]  # fmt: skip  # one line reads as one record
-            for session_id in sessions:
+
+            def lease_to(session_id: str, first: int = 0) -> None:
                 lease = client.lease(session_id, "ok", 30.0)
                 assert isinstance(lease, Lease), "there is not enough work"
-                leases[session_id] = lease, lease.first_round
+                leases[session_id] = lease, max(first, lease.first_round)
+
+            for session_id in sessions:
+                lease_to(session_id)
             ready.wait()
             go.wait()
             while time.monotonic() < end_s:
                 for session_id in sessions:
                     lease, number = leases[session_id]
                     ack = client.report(round_of(session_id, lease, number))
-                    assert not ack.stop, "the work has ended"
-                    leases[session_id] = lease, number + 1
                     done[part] += len(lease.ops)
+                    leases[session_id] = lease, number + 1
+                    if ack.stop:  # on a busy machine a lease may have run out before all had one
+                        lease_to(session_id, number + 1)
 
     threads = [threading.Thread(target=run, args=(part,), daemon=True) for part in range(THREADS)]
     for thread in threads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -74,6 +75,7 @@ class Lab:
         through_proxy: bool = False,
         **options: str,
     ) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, and so by agents
         self.folder = folder
         self.decide: Callable[[Report], Decision] = lambda report: Decision()
         self.before_report: Callable[[Report], None] = lambda report: None

@@ -24,7 +24,8 @@ from tests.fleet import Lab
 
 KILLS = int(os.environ.get("LUTBUILDER_SOAK", "4"))
 SEED = int(os.environ.get("LUTBUILDER_SOAK_SEED", "1"))
-ROUNDS, CALM_S = (12, 0.6) if KILLS <= 4 else (60, 1.2)  # of a table; between two kills, at most
+# How many tables at once, of how many rounds, and the longest pause between two kills.
+TABLES, ROUNDS, CALM_S = (1, 20, 0.6) if KILLS <= 4 else (3, 60, 1.2)
 NAMES = ("one", "two", "three")
 WORKER = "lutbuilder_agent.worker"
 QUIET = ("--precision", "0.01%", "--carriers", "0", "--runtime-option", "noise_sigma=0.003")
@@ -46,7 +47,7 @@ def untroubled(tmp_path: Path) -> Iterator[Desk]:
 
 
 class Storm:
-    """Kills one process after another, starts it again, and asks for another three tables whenever all are done."""
+    """Kills one process after another, starts it again, and asks for further tables whenever all are done."""
 
     def __init__(self, lab: Lab, rng: random.Random) -> None:
         self.lab = lab
@@ -70,7 +71,7 @@ class Storm:
 
     def ask_for_more(self) -> None:
         rounds = str(self.rng.randrange(2 * ROUNDS // 3, 4 * ROUNDS // 3))
-        for batch in range(len(self.batches) + 1, len(self.batches) + 1 + len(NAMES)):
+        for batch in range(len(self.batches) + 1, len(self.batches) + 1 + TABLES):
             words = ("--bs", str(batch), "--max-rounds", rounds, *QUIET)
             self.batches[batch] = self.person.start(*self.lab.asking(self.person, *words))
 
@@ -81,7 +82,6 @@ class Storm:
         self.kills["coordinator"] += 1
         time.sleep(self.rng.choice((0.0, 0.5)))
         self.server = self.lab.serve()
-        self.look()
 
     def kill_agent(self) -> None:
         name = self.rng.choice(NAMES)

@@ -35,6 +35,7 @@ def fuzzed(root: Path, kind: str, *counts: int) -> Any:
         timeout=CALM_S,
     )
     assert done.returncode == 0, done.stderr[-4_000:]
+    print(done.stdout)  # shown by `make fuzz ARGS=-rP`
     return json.loads(done.stdout)
 
 
