@@ -9,6 +9,7 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_DEEP = 600  # deeper than protobuf follows
@@ -32,6 +33,12 @@ class _Field:
         if isinstance(self.value, int):
             return key + varint(self.value)
         return key + (varint(len(self.value)) if self.kind == _BYTES else b"") + self.value
+
+
+def peak_bytes() -> int:
+    """Return the most memory this program ever had. `ru_maxrss` would count the parent's, from before exec, as ours."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def varint(number: int) -> bytes:
