@@ -155,7 +155,11 @@ def calibrate_rows(
     lookups = preferred(row for row in rows if row.method != "calibrated")
     problem = _Problem.of(corrected, networks, estimates, covered=covered, scale=_machine_scale(corrected, estimates))
     fitted = stats.calibrate(
-        problem.networks, problem.prior_ms, problem.prior_sd, patterns(problem.ops, problem.prior_ms)
+        problem.networks,
+        problem.prior_ms,
+        problem.prior_sd,
+        # As the carriers' fit: networks that take turns find what they share cold, too (decisions 0009, 0013).
+        patterns(problem.ops, problem.prior_ms, ends=any(row.cache == "cold" for row in corrected.values())),
     )
     before_ms = np.array([_sum_ms(network.ops, lookups) for network in problem.timed])
     new = np.array([network.role != "carrier" for network in problem.timed])

@@ -185,6 +185,12 @@ def test_the_constant_of_an_affine_fit_is_the_call_overhead_of_the_ops_that_netw
         assert found.call_overhead_ms == pytest.approx(CALL_MS + 0.2 if first else CALL_MS, abs=0.01)
 
 
+@pytest.mark.parametrize(("cache", "has"), [("cold", True), ("rotating", False)])
+def test_in_the_cold_form_only_the_ops_that_every_network_has_once_may_be_off_together(cache: str, has: bool) -> None:
+    made = calibrated(COLD, tuple(replace(row, cache=cache) for row in ROWS))
+    assert ("ends" in made.report.scales) is has
+
+
 def test_a_table_that_is_right_is_left_alone() -> None:
     right = Device(bias=lambda op: 0.0, noise=0.004)
     made = calibrated(right, rows=[row(op, own_ms(op), sd=1e-6) for op in OPS])
