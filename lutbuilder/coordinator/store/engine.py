@@ -198,7 +198,7 @@ class SqliteFile(Database):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:  # SQLite itself does not wait here for others who open a new file
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= wait_until_s:
+            if "locked" not in str(error) or time.monotonic() >= wait_until_s:
                 raise
             return False
         return True
