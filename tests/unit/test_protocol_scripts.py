@@ -1,26 +1,29 @@
-"""The scripts behind the issue's figures: time is counted as they say, and no session is dropped or run twice."""
+"""The scripts behind the issue's figures: time and errors are counted as they say, and no session is dropped."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import take_apart
 from benchmarks.error_curve import Point, campaigns, curve, visit_times_s
+from benchmarks.take_apart import Group, finished, groups, parts, session
 from benchmarks.three_sessions import CommandFailed, Errors, Figures, Options, check_options, lines, run_session
 from lutbuilder.campaign.plan import campaign_ops
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder.coordinator.store import CampaignState, Store
 from lutbuilder.lower import lower
 from lutbuilder.op import OpSpec
-from lutbuilder_agent.errors import UnknownName
+from lutbuilder_agent.errors import SpecError, UnknownName
 from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, Report, RuntimeReport, Timing
-from tests.worked_example import EXAMPLE
+from tests.worked_example import EXAMPLE, block, conv
 
 # --- error_curve.py
 
@@ -71,7 +74,16 @@ class Lab:
         self.store.open_session(hello, session_id, now_s=START_S + at_s)
         return session_id
 
-    def round(self, spec: CampaignSpec, session: str, number: int, at_s: float, *, noise: float = 0.0) -> None:
+    def round(
+        self,
+        spec: CampaignSpec,
+        session: str,
+        number: int,
+        at_s: float,
+        *,
+        noise: float = 0.0,
+        instance: int | None = None,
+    ) -> None:
         rng = np.random.default_rng(number)
         timings = []
         for order, place in enumerate(rng.permutation(len(spec.ops))):
@@ -82,7 +94,7 @@ class Lab:
                     op_id=op.op_id,
                     round=number,
                     order=order,
-                    instance=number % 3,
+                    instance=number % 3 if instance is None else instance,
                     start_ns=round(1e9 * at_s) + 10_000_000 * order,
                     samples_ns=(ns,) * 5,
                     warmup_ns=(),
@@ -299,3 +311,101 @@ def test_the_table_has_a_column_for_every_session_and_the_goals(tmp_path: Path) 
     assert excess.count("1.50") == 3
     without = lines([replace(one, calibrated=None) for one in figures], OPTIONS)
     assert not any("calibrated" in line for line in without)
+
+
+# --- take_apart.py
+
+CHOICES = product((16, 24), (3, 5, 7), ((), (3,), (5,), (7,)))
+CHAINS = [(conv(3, w), block(w, k, 2), *(block(32, more, 1) for more in last)) for w, k, last in CHOICES]
+SHUFFLED = [CHAINS[place] for place in np.random.default_rng(7).permutation(len(CHAINS))]
+CARRIERS = [CampaignOp.carrier(ops) for ops in SHUFFLED[:6]]
+CALIBRATION, JUDGED = ([CampaignOp.network(ops) for ops in some] for some in (SHUFFLED[6:12], SHUFFLED[12:]))
+CHAIN_OPS = list(dict.fromkeys(op for ops in CHAINS for op in ops))
+COLD = replace(
+    COLLECTION,
+    target=Target(device="example-cpu", runtime="onnxruntime", cache="cold"),
+    ops=(*campaign_ops(CHAIN_OPS, CHAIN_OPS), *CARRIERS),
+)
+JUDGES = replace(COLD, purpose="validate", ops=(*COLD.ops, *JUDGED))
+HELD = (block(24, 7, 2).label(), block(32, 7, 1).op_id)
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session's folder of an additive device, whose table was published 2 % high."""
+    home = tmp_path_factory.mktemp("three") / "session-1"
+    with Store.open(home / "state" / "campaigns.sqlite") as store:
+        lab = Lab(store)
+        for spec, rounds in (
+            (COLD, 9),
+            (JUDGES, 6),
+            (replace(COLD, purpose="calibrate", ops=(*COLD.ops[: -len(CARRIERS)], *CALIBRATION)), 6),
+        ):
+            store.create_campaign(spec, now_s=START_S)
+            here = lab.session(0.0)
+            for number in range(rounds):
+                lab.round(spec, here, number, 1.0 + 5 * number, noise=0.002, instance=number)
+    networks = [
+        {"op_id": net.op_id, "measured_ms": true_ns(net) / 1e6, "published_ms": 1.02 * true_ns(net) / 1e6}
+        for net in JUDGED
+    ]
+    calibrated = {"mape": {"value": 0.003}, "bias": {"value": 0.001}}
+    (home / "validate.json").write_text(json.dumps({"report": {"networks": networks}}))
+    (home / "calibrated.json").write_text(json.dumps({"report": {"calibrated": calibrated}}))
+    return home
+
+
+def test_a_session_is_taken_apart_from_what_it_left_and_nothing_is_written_there(taken: Path) -> None:
+    before = {path: path.read_bytes() for path in taken.rglob("*") if path.is_file()}
+    found = session(taken, pair=HELD, draws=2)
+    assert {path: path.read_bytes() for path in taken.rglob("*") if path.is_file()} == before
+    assert found.mape == pytest.approx(0.02)
+    assert found.parts.bias == pytest.approx(np.log(1.02) ** 2), "all of the error is bias"
+    assert found.parts.mean_square == pytest.approx(found.parts.bias)
+    assert 0.0 < found.parts.chance < 0.002**2, "a network has the noise of many ops, and 9 preparations"
+    assert found.calibrations is not None
+    assert found.calibrations.published == (0.003, 0.001)
+    for mape, _ in (found.calibrations.again, found.calibrations.without_ends):
+        assert mape < 0.01
+    assert found.calibrations.again != found.calibrations.without_ends
+    assert [group.holds for group in found.groups] == ["A and B", "A alone", "B alone", "neither"]
+    assert sum(group.n for group in found.groups) == len(JUDGED)
+    assert "noise of the truth" in take_apart.lines([found])[1]
+
+
+def test_the_parts_of_an_error_are_told_apart_and_add_up() -> None:
+    rng = np.random.default_rng(1)
+    pattern, noise = 0.01 * rng.standard_normal(4000), 0.02 * rng.standard_normal((4000, 3))
+    by_lease = 0.005 + pattern[:, None] + noise + [0.03, -0.03, 0.0]  # a lease has a level of its own
+    found = parts(by_lease.mean(axis=1), by_lease, 1e-5)
+    assert found.truth == pytest.approx(0.02**2 / 3, rel=0.1)
+    assert found.rest == pytest.approx(0.01**2 - 1e-5, rel=0.1)
+    assert found.truth is not None
+    assert found.mean_square == pytest.approx(found.bias + found.truth + found.chance + found.rest)
+    one = parts(by_lease[:, 0], by_lease[:, :1], 0.0)
+    assert one.truth is None, "one lease says nothing of what leases differ by"
+
+
+def test_networks_are_grouped_by_which_of_two_ops_they_hold() -> None:
+    networks = [CampaignOp.network(ops) for ops in ARCHS]
+    small, large = ARCHS[0][1], ARCHS[-1][2]
+    more = np.array([0.1 * (small in ops) + 0.01 * (large in ops) for ops in ARCHS])
+    found = groups((small.op_id, large.label()), networks, more)
+    assert found == (
+        Group(holds="A and B", n=0, more=None),
+        Group(holds="A alone", n=2, more=pytest.approx(0.1)),
+        Group(holds="B alone", n=2, more=pytest.approx(0.01)),
+        Group(holds="neither", n=4, more=0.0),
+    )
+    with pytest.raises(SpecError, match="no op of the networks is nobody: --pair"):
+        groups((small.op_id, "nobody"), networks, more)
+
+
+def test_sessions_that_are_not_finished_are_named_and_left_out(
+    taken: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (taken.parent / "session-10").mkdir()
+    assert finished(taken.parent) == [taken]
+    assert "session-10 is not finished; left out" in capsys.readouterr().err
+    with pytest.raises(UnknownName, match="no finished session of three_sessions"):
+        finished(tmp_path)
