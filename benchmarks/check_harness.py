@@ -1,12 +1,14 @@
 """Does our worker read what a plain loop reads? Every op side by side with a loop that shares no code with us.
 
-    python benchmarks/check_harness.py --runtime onnxruntime [--ops 24] [--sessions 3] [--instances 4] [--json]
+    python benchmarks/check_harness.py [--runtime onnxruntime] [--ops 24] [--sessions 3] [--instances 4] [--json]
     python benchmarks/check_harness.py --runtime litert --tool 4
 
 One side is the real worker (its own process, cache=hot), the other benchmarks/bare_loop.py (another process: the engine
 and perf_counter). Both are alive at once and take turns, some 15 ms each, in random order, so that whatever the machine
 does hits both. An op is prepared anew in every session and instance, since where a preparation lands in memory moves an
-op by 1 to 2 %; the ratio ours / theirs is the mean over those, its 95 % interval what they differ by on both sides.
+op by 1 to 2 %; the ratio ours / theirs is the mean over those, its 95 % interval a bootstrap over them on both sides.
+All ops together tell a bias from noise: the median of their ratios, and how far these lie apart, each with what noise
+alone would give.
 
 --tool N also runs the engine's own benchmark program N times an op, each run between two of our visits. LiteRT's wheel
 has one (ai_edge_litert.tools.benchmark_litert_model; it times another API, CompiledModel, and rounds to 0.01 ms, so
@@ -23,13 +25,14 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+from numpy.typing import NDArray
 
 from lutbuilder import spaces
 from lutbuilder.artifacts import artifact_ref, build
@@ -40,9 +43,13 @@ from lutbuilder_agent.records import LeasedOp, Plan
 from lutbuilder_agent.worker import Worker
 
 HERE = Path(__file__).resolve().parent
+RUNTIMES = ("onnxruntime", "litert")
 GOAL = (0.98, 1.02)
+LEAST_INSIDE = 20  # ops
+DRAWS = 4000
 BLOCK_S = 0.012
 TOOL_LEAST_MS = 0.5
+Floats = NDArray[np.float64]
 _TOOL = "ai_edge_litert.tools.benchmark_litert_model"
 
 
@@ -96,43 +103,128 @@ class OurWorker:
         self._worker.close()
 
 
-def compare(runtime: str, model: Path, chosen: argparse.Namespace, rng: random.Random) -> dict[str, Any]:
-    """Return the ratio ours / theirs of one op, with its interval and the median of every session."""
-    ours_by: dict[tuple[int, int], list[float]] = defaultdict(list)
-    theirs_by: dict[tuple[int, int], list[float]] = defaultdict(list)
-    sessions: list[float] = []
-    levels: list[float] = []
-    for session in range(chosen.sessions):
-        ours, theirs = OurWorker(runtime, model, chosen.instances), BareLoop(runtime, model, chosen.instances)
-        try:
-            seen = []
-            for _ in range(chosen.turns):
-                copy = rng.randrange(chosen.instances)
-                if rng.random() < 0.5:
-                    (instance, a_ns), b_ns = ours.visit(), theirs.visit(copy)
-                else:
-                    b_ns, (instance, a_ns) = theirs.visit(copy), ours.visit()
-                log = float(np.log(a_ns / b_ns))
-                seen.append(log)
-                levels.append(a_ns)
-                ours_by[session, instance].append(log)
-                theirs_by[session, copy].append(log)
-            sessions.append(float(np.exp(median(seen))))
-        finally:
-            ours.close()
-            theirs.close()
-    per_ours = [median(logs) for logs in ours_by.values()]
-    per_theirs = [median(logs) for logs in theirs_by.values()]
-    variance = np.var(per_ours, ddof=1) / len(per_ours) + np.var(per_theirs, ddof=1) / len(per_theirs)
-    half = float(stdtrit(min(len(per_ours), len(per_theirs)) - 1, 0.975)) * float(variance) ** 0.5
-    centre = fmean(per_ours)
-    return {
-        "ms": median(levels) / 1e6,
-        "ratio": float(np.exp(centre)),
-        "lo": float(np.exp(centre - half)),
-        "hi": float(np.exp(centre + half)),
-        "sessions": sessions,
-    }
+@dataclass
+class Seen:
+    """Log ratios ours / theirs of one op, turn by turn: by what either side had prepared. Mutable: turns are added."""
+
+    ours: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+    theirs: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+    levels_ns: list[float] = field(default_factory=list)
+
+    def add(self, session: int, instance: int, copy: int, ours_ns: float, theirs_ns: float) -> None:
+        log = float(np.log(ours_ns / theirs_ns))
+        self.ours[session, instance].append(log)
+        self.theirs[session, copy].append(log)
+        self.levels_ns.append(ours_ns)
+
+    def drawn(self, rng: np.random.Generator) -> tuple[float, Floats]:
+        """Return the log ratio, and what else it might have been: preparations on both sides drawn anew."""
+        sides = [np.array([median(logs) for logs in side.values()]) for side in (self.ours, self.theirs)]
+        centre = float(sides[0].mean())
+        draws = np.full(DRAWS, centre)
+        for side in sides:
+            n = len(side)
+            # So few draws of so few differ by less than the preparations do: by (n - 1) / n in variance.
+            draws += (rng.choice(side, (DRAWS, n)).mean(axis=1) - side.mean()) * (n / (n - 1)) ** 0.5
+        return centre, draws
+
+
+def take_turns(runtime: str, model: Path, session: int, chosen: argparse.Namespace, rng: random.Random) -> Seen:
+    """Return one session of an op: two fresh processes that take turns."""
+    seen = Seen()
+    ours, theirs = OurWorker(runtime, model, chosen.instances), BareLoop(runtime, model, chosen.instances)
+    try:
+        for _ in range(chosen.turns):
+            copy = rng.randrange(chosen.instances)
+            if rng.random() < 0.5:
+                (instance, a_ns), b_ns = ours.visit(), theirs.visit(copy)
+            else:
+                b_ns, (instance, a_ns) = theirs.visit(copy), ours.visit()
+            seen.add(session, instance, copy, a_ns, b_ns)
+    finally:
+        ours.close()
+        theirs.close()
+    return seen
+
+
+def judged(seen: Mapping[str, Seen], *, seed: int = 0) -> Verdict:
+    """Return what all ops say together, and each of them, with 95 % bootstrap intervals."""
+    rng = np.random.default_rng(seed)
+    found = {name: op.drawn(rng) for name, op in seen.items()}
+    centres = np.array([centre for centre, _ in found.values()])
+    draws = np.array([drawn for _, drawn in found.values()])  # an op a row
+    picked = rng.integers(len(draws), size=(len(draws), DRAWS))  # ops are drawn, too
+    medians = np.median(draws[picked, np.arange(DRAWS)], axis=0)
+    noise = float(np.sqrt(np.mean(np.var(draws, axis=1))))
+    lo, hi = np.percentile(medians, [2.5, 97.5])
+    return Verdict(
+        ops=tuple(
+            OpRatio(
+                op=name,
+                ms=median(seen[name].levels_ns) / 1e6,
+                ratio=float(np.exp(centre)),
+                lo=float(np.exp(np.percentile(drawn, 2.5))),
+                hi=float(np.exp(np.percentile(drawn, 97.5))),
+            )
+            for name, (centre, drawn) in found.items()
+        ),
+        median=float(np.exp(np.median(centres))),
+        lo=float(np.exp(lo)),
+        hi=float(np.exp(hi)),
+        spread=float(np.std(centres, ddof=1)),
+        noise=noise,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpRatio:
+    """Ours / theirs of one op, and its 95 % interval."""
+
+    op: str
+    ms: float
+    ratio: float
+    lo: float
+    hi: float
+
+    @property
+    def inside(self) -> bool:
+        return GOAL[0] <= self.ratio <= GOAL[1]
+
+    @property
+    def surely_outside(self) -> bool:
+        """Whether all of the interval is: the two loops differ, and noise does not explain it."""
+        return self.hi < GOAL[0] or self.lo > GOAL[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """All ops. `spread`: standard deviation of their log ratios; `noise`: what it would be if all ratios were equal."""
+
+    ops: tuple[OpRatio, ...]
+    median: float
+    lo: float
+    hi: float
+    spread: float
+    noise: float
+
+    def lines(self) -> list[str]:
+        """Return it in words: how many are inside, whether there is a bias, whether ops differ by more than noise."""
+        n, inside = len(self.ops), sum(op.inside for op in self.ops)
+        outside = sum(op.surely_outside for op in self.ops)
+        ratios = [op.ratio for op in self.ops]
+        biased = "a bias" if not self.lo <= 1.0 <= self.hi else "no bias that shows"
+        own = max(0.0, self.spread**2 - self.noise**2) ** 0.5
+        met = "met" if inside >= LEAST_INSIDE else "MISSED" if n - outside < LEAST_INSIDE else "not told from noise"
+        if n < LEAST_INSIDE:
+            met = f"{n} ops are too few to say"
+        return [
+            f"{inside} of {n} ops within {GOAL[0]} to {GOAL[1]}; {outside} outside by their whole interval; "
+            f"range {min(ratios):.4f} to {max(ratios):.4f}",
+            f"median {self.median:.4f} ({self.lo:.4f} to {self.hi:.4f}): {biased}",
+            f"ops differ by {100 * self.spread:.2f} % (sd); noise alone gives {100 * self.noise:.2f} %, "
+            f"so {100 * own:.2f} % is their own",
+            f"goal {LEAST_INSIDE} ops within {GOAL[0]} to {GOAL[1]}: {met}",
+        ]
 
 
 def against_tool(model: Path, chosen: argparse.Namespace) -> float:
@@ -159,10 +251,37 @@ def spread_ops(count: int) -> Sequence[OpSpec]:
     return [ops[round(i * (len(ops) - 1) / (count - 1))] for i in range(count)]
 
 
+def check(runtime: str, chosen: argparse.Namespace) -> tuple[Verdict, dict[str, float]]:
+    """Measure all ops on a runtime; return the verdict, and ours / tool by op where the tool was run."""
+    rng = random.Random(chosen.seed)
+    format = runtimes.entry(runtime)[1].format
+    ops = {op.label(): op for op in spread_ops(chosen.ops)}
+    seen = {name: Seen() for name in ops}
+    tool: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="lutbuilder-bench-") as folder:
+        model = Path(folder) / "model"
+        for session in range(chosen.sessions):
+            # An op's sessions lie far apart, so that no slow minute of the machine is all of it.
+            for name in rng.sample(list(ops), len(ops)):
+                model.write_bytes(build(lower(ops[name]), format))
+                found = take_turns(runtime, model, session, chosen, rng)
+                seen[name].ours.update(found.ours)
+                seen[name].theirs.update(found.theirs)
+                seen[name].levels_ns += found.levels_ns
+                if chosen.tool and not session and runtime == "litert" and _ms(seen[name]) >= TOOL_LEAST_MS:
+                    tool[name] = against_tool(model, chosen)
+            print(f"{runtime}: session {session + 1} of {chosen.sessions} done", file=sys.stderr, flush=True)
+    return judged(seen, seed=chosen.seed), tool
+
+
+def _ms(seen: Seen) -> float:
+    return median(seen.levels_ns) / 1e6
+
+
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runtime", choices=("onnxruntime", "litert"), default="onnxruntime")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="[default: both]")
     parser.add_argument("--ops", type=int, default=24, help="at least 2")
     parser.add_argument("--sessions", type=int, default=3, help="pairs of processes an op")
     parser.add_argument("--instances", type=int, default=4, help="preparations on either side in a session")
@@ -171,32 +290,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    if chosen.tool and chosen.runtime != "litert":
+    if chosen.tool and chosen.runtime == "onnxruntime":
         parser.error("--tool: ONNX Runtime's wheel has no benchmark program")
-    rng = random.Random(chosen.seed)
-    rows: list[dict[str, Any]] = []
-    format = runtimes.entry(chosen.runtime)[1].format
-    with tempfile.TemporaryDirectory(prefix="lutbuilder-bench-") as folder:
-        model = Path(folder) / "model"
-        for op in spread_ops(chosen.ops):
-            model.write_bytes(build(lower(op), format))
-            row = {"op": op.label(), "op_id": op.op_id, **compare(chosen.runtime, model, chosen, rng)}
-            row["tool_ratio"] = against_tool(model, chosen) if chosen.tool and row["ms"] >= TOOL_LEAST_MS else None
-            rows.append(row)
-            if not chosen.json:
-                tool = "" if row["tool_ratio"] is None else f"   tool {row['tool_ratio']:.3f}"
-                said = f"{row['ratio']:.4f}  ({row['lo']:.4f} to {row['hi']:.4f})"
-                print(f"{row['op']:<34} {row['ms']:8.3f} ms  {said}{tool}", flush=True)
-    ratios = [row["ratio"] for row in rows]
-    inside = sum(GOAL[0] <= ratio <= GOAL[1] for ratio in ratios)
+    if chosen.ops < 2 or chosen.instances * chosen.sessions < 2:
+        parser.error("at least 2 ops, and 2 preparations of each")
+    said = {}
+    for runtime in [chosen.runtime] if chosen.runtime else RUNTIMES:
+        verdict, tool = check(runtime, chosen)
+        said[runtime] = {**asdict(verdict), "inside": sum(op.inside for op in verdict.ops), "tool": tool}
+        if chosen.json:
+            continue
+        print(runtime)
+        for op in verdict.ops:
+            beside = f"   tool {tool[op.op]:.3f}" if op.op in tool else ""
+            print(f"{op.op:<34} {op.ms:8.3f} ms  {op.ratio:.4f}  ({op.lo:.4f} to {op.hi:.4f}){beside}")
+        print("\n".join(verdict.lines()), flush=True)
     if chosen.json:
-        print(
-            json.dumps(
-                {"runtime": chosen.runtime, "goal": GOAL, "inside": inside, "median": median(ratios), "ops": rows}
-            )
-        )
-        return
-    print(f"{inside} of {len(ratios)} ops within {GOAL[0]} to {GOAL[1]}; median {median(ratios):.4f}")
+        print(json.dumps({"goal": GOAL, "least_inside": LEAST_INSIDE, "runtimes": said}))
 
 
 if __name__ == "__main__":

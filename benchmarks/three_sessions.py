@@ -2,17 +2,20 @@
 
     python benchmarks/three_sessions.py onnxruntime --folder three-sessions/onnxruntime
     python benchmarks/three_sessions.py litert --folder three-sessions/litert --rounds 48 --lease-rounds 16
+    python benchmarks/three_sessions.py onnxruntime --cache cold --folder three-sessions/onnxruntime-cold
     python benchmarks/three_sessions.py simulated --folder three-sessions/simulated --runtime-option noise_sigma=0.02
 
 Each session begins with nothing: a state folder, a luts folder and agent processes of its own. It
 
-1. collects the space (`collect --budget 3m`);
+1. collects the space (`collect --budget 3m`, with `--cache` if that is given);
 2. validates that table (`validate`, 60 random and 20 searched networks, another seed in every session);
 3. calibrates it with 16 other networks (`calibrate`);
 4. judges the calibrated table by the networks of step 2: the same list and the visits of step 2, nothing is timed.
 
+Steps 2 to 4 time in the cache state the table speaks for; each session's figures say which that was.
 Every command's JSON is kept in FOLDER/session-N. Stopped at any moment, the same command goes on where it was; what is
-finished is never run again, whatever came out. `figures.json` there holds all sessions, and a table is printed.
+finished is never run again, whatever came out. `figures.json` there holds all sessions, and a table is printed;
+`readme_rows.py FOLDER...` makes the README's table of several folders.
 """
 
 from __future__ import annotations
@@ -24,9 +27,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from lutbuilder.campaign.spec import Target
+from lutbuilder_agent.records import Cache
 
 _COMMAND = (sys.executable, "-c", "from lutbuilder.cli.main import main; main()")
+_DEFAULT_CACHE = Target(device="", runtime="").cache  # which a table's name leaves out
 _CALIBRATION_SEEDS = 1000  # away from the seeds of the validations
 Run = Callable[[Sequence[str]], dict[str, Any]]  # a command line of lutbuilder -> what it printed as JSON
 
@@ -47,6 +54,7 @@ class Options:
     instances: int
     validate_budget: str
     calibrate: int
+    cache: str | None = None  # None: the engine's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +75,7 @@ class Figures:
 
     session: int
     seed: int
+    cache: str  # what the table speaks for
     collect_s: float
     collect_rounds: int
     stop_reason: str | None
@@ -100,6 +109,7 @@ def main() -> None:
     parser.add_argument("--device", help="[default: cpu, or simulated for that runtime]")
     parser.add_argument("--space", default="proxyless")
     parser.add_argument("--budget", default="3m", help="of a collection")
+    parser.add_argument("--cache", choices=get_args(Cache), help="[default: the engine's]")
     parser.add_argument("--runtime-option", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--random", type=int, default=60)
     parser.add_argument("--searched", type=int, default=20)
@@ -145,8 +155,9 @@ def check_options(options: Options, folder: Path) -> None:
     path, wanted = folder / "options.json", json.loads(json.dumps(asdict(options)))
     if not path.exists():
         write_json(path, wanted)
-    elif (found := json.loads(path.read_text())) != wanted:
-        changed = [name for name in wanted if found.get(name) != wanted[name]]
+        return
+    found = json.loads(path.read_text())  # begun before there was an option: it had the default
+    if changed := [name for name in wanted if found.get(name) != wanted[name]]:
         told = ", ".join(f"{name} {found.get(name)!r}, now {wanted[name]!r}" for name in changed)
         raise CommandFailed(f"{folder} was begun with other options ({told}); choose another --folder", 65)
 
@@ -166,6 +177,7 @@ def run_session(number: int, options: Options, folder: Path, run: Run) -> Figure
         return answer
 
     each = [word for option in options.runtime_option for word in ("--runtime-option", option)]
+    each += ["--cache", options.cache] if options.cache else []
     collected = step(
         "collect", "collect", "--device", options.device, "--runtime", options.runtime, "--space", options.space,
         "--budget", options.budget, "--seed", str(number), *each,
@@ -190,17 +202,18 @@ def run_session(number: int, options: Options, folder: Path, run: Run) -> Figure
     return Figures(
         session=number,
         seed=number,
+        cache=cache_state(collected["lut"]["name"]),
         collect_s=collected["wall_s"],
         collect_rounds=collected["rounds"],
         stop_reason=collected["stop_reason"],
         n_networks=report["lut_sum"]["n"],
         n_instances=min(network["n_instances"] for network in report["networks"]),
         session_scale=report["session_scale"],
-        ops_scale=report["ops_scale"],
-        published_by_ops=_errors(report["published_by_ops"]),
+        ops_scale=report.get("ops_scale"),
+        published_by_ops=_errors(report.get("published_by_ops")),
         published=_errors(report["published"]),
         pooled=_errors(report["lut_sum"]),
-        ops_alone=_errors(report["ops_alone"]),
+        ops_alone=_errors(report.get("ops_alone")),
         calibrated=_errors(calibrated),
         undrifted=_errors(report["undrifted"]),
         macs_held_out=_errors(report["flops_linear_held_out"]),
@@ -213,6 +226,12 @@ def run_session(number: int, options: Options, folder: Path, run: Run) -> Figure
         validate_s=report["wall_s"],
         networks_sha256=report["networks_sha256"],
     )
+
+
+def cache_state(table: str) -> str:
+    """Return the cache state that a table speaks for, by its name; see Target.lut_name."""
+    last = table.rpartition("-")[2]
+    return last if last in get_args(Cache) else _DEFAULT_CACHE
 
 
 def lines(figures: Sequence[Figures], options: Options) -> list[str]:
@@ -230,6 +249,7 @@ def lines(figures: Sequence[Figures], options: Options) -> list[str]:
         return "-" if not noise or figure.pooled is None else f"{figure.pooled.mape / noise:.2f}"
 
     rows: list[tuple[str, str, list[str]]] = [
+        ("cache", "", [f.cache for f in figures]),
         ("collection", "<= 180 s", [f"{f.collect_s:.0f} s, {f.collect_rounds} rounds" for f in figures]),
         ("held-out networks, instances of each", "80, >= 3", [f"{f.n_networks}, {f.n_instances}" for f in figures]),
     ]

@@ -19,7 +19,6 @@ from lutbuilder.campaign.calibrated import (
     with_calibration,
 )
 from lutbuilder.campaign.collect import (
-    Draft,
     draft,
     newest,
     publish_draft,
@@ -27,6 +26,7 @@ from lutbuilder.campaign.collect import (
     silicon,
     unpublished,
 )
+from lutbuilder.campaign.draft import Draft
 from lutbuilder.campaign.host import ALONE, Host, Opening
 from lutbuilder.campaign.plan import campaign_ops, make_plan
 from lutbuilder.campaign.request import CalibrateOutcome, CalibrateRequest, OnProgress, ValidateRequest
@@ -118,7 +118,7 @@ def _calibrate(request: CalibrateRequest, on_progress: OnProgress, opening: Open
         names = sorted({space.name, *(base.meta.calibration or {}).get("spaces", ())})
         calibrated = calibrate_rows(
             merged,
-            [op for op in made.pool.ops if op.role == "carrier" or (op.is_whole and op.op_id in ids)],
+            [op for op in made.evidence.ops if op.role == "carrier" or (op.is_whole and op.op_id in ids)],
             made.summary.by_id,
             covered=dict.fromkeys(op for name in names for op in opening.space(name, batch=target.batch).ops()),
             table=f"{base.name}@{base.version}",

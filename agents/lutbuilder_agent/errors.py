@@ -28,6 +28,7 @@
     |   +-- LutConflict         two targets, fingerprints or batch sizes that must not be pooled
     |   +-- LutNotWritable      read-only folder, disk full while publishing
     |   +-- LutNoisy            measured too badly to be published unmarked; --accept-noisy marks it
+    |   +-- SamplesMissing      the visits behind a table, or what they are of, are not there: it cannot be rebuilt
     |   +-- BadTable            a published table that breaks its format; nothing of it was imported
     |   +-- OpNotInLut          the table has no row for an op; never answered with 0
     +-- Interrupted             Ctrl-C; what was acknowledged is kept
@@ -173,6 +174,10 @@ class LutNotWritable(LutError):
 class LutNoisy(LutError):
     code = "lut_noisy"
     exit_status = 65
+
+
+class SamplesMissing(LutError):
+    code = "samples_missing"
 
 
 class BadTable(LutError):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+CTRL_C_STATUS = 128 + signal.SIGINT
 
 
 class StopRequested(BaseException):
@@ -13,6 +17,34 @@ class StopRequested(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+def keep_ctrl_c_out_of_imports() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt as ever, but behind the import that is under way; a second one does not wait.
+
+    Inside one a module may make another error of it, and Python drops it where it cleans up after its own locks.
+    """
+    # What is ignored, as in a shell's background, or somebody's own stays.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    importer = None
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            importer = frame.f_back  # the outermost, in the end
+        frame = frame.f_back
+    if importer is None or importer.f_trace is _interrupt_here:
+        raise KeyboardInterrupt
+    importer.f_trace = _interrupt_here
+    sys.settrace(lambda *_: None)  # without it no frame is traced
+
+
+def _interrupt_here(frame: FrameType, event: str, argument: object) -> None:
+    """What Python calls at the next line of the frame that imports, or as it ends."""
+    sys.settrace(None)
+    raise KeyboardInterrupt
 
 
 class Stopper:

@@ -566,7 +566,8 @@ def main(arguments: Sequence[str]) -> None:
 
     pipe, mark, journal, parent = map(int, arguments)
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    for signum in (signal.SIGINT, signal.SIGTERM):  # the parent's to answer; Slurm tells every process of a job
+        signal.signal(signum, signal.SIG_IGN)
     _serve(Connection(pipe), mmap.mmap(mark, _MARK.size), io.FileIO(journal, "wb"))
 
 

@@ -29,7 +29,7 @@ from lutbuilder.stats.records import OpEstimate
 from lutbuilder_agent.errors import CampaignFailed, LutConflict, SpecError
 
 if TYPE_CHECKING:
-    from lutbuilder.campaign.collect import Draft
+    from lutbuilder.campaign.draft import Draft
     from lutbuilder.lut import Lut
     from lutbuilder_agent.records import Cache
 
@@ -155,7 +155,11 @@ def calibrate_rows(
     lookups = preferred(row for row in rows if row.method != "calibrated")
     problem = _Problem.of(corrected, networks, estimates, covered=covered, scale=_machine_scale(corrected, estimates))
     fitted = stats.calibrate(
-        problem.networks, problem.prior_ms, problem.prior_sd, patterns(problem.ops, problem.prior_ms)
+        problem.networks,
+        problem.prior_ms,
+        problem.prior_sd,
+        # As the carriers' fit: networks that take turns find what they share cold, too (decisions 0009, 0013).
+        patterns(problem.ops, problem.prior_ms, ends=any(row.cache == "cold" for row in corrected.values())),
     )
     before_ms = np.array([_sum_ms(network.ops, lookups) for network in problem.timed])
     new = np.array([network.role != "carrier" for network in problem.timed])
@@ -227,20 +231,23 @@ def transfer_rows(
     return Calibrated(rows=tuple(rows), report=report)
 
 
-def refitted(made: Draft, base: Lut | None, *, new_conditions: bool = False) -> Draft:
+def refitted(
+    made: Draft, base: Lut | None, *, record: Mapping[str, Any] | None = None, new_conditions: bool = False
+) -> Draft:
     """Return a draft whose calibrated rows follow its measured ones, if `base` was calibrated and the visits are here.
 
-    The networks of the calibration are looked for in the draft's pool of visits. Where they are not (another machine's
-    store), or too few of them can be fitted, the draft stays as it is, and `merge` takes calibrated rows away whose
-    measured ones have changed.
+    The networks of the calibration, or of another one's `record`, are looked for in the draft's pool of visits. Where
+    they are not (another machine's store), or too few of them can be fitted, the draft stays as it is, and `merge`
+    takes calibrated rows away whose measured ones have changed.
     """
-    record = base.meta.calibration if base is not None else None
-    if base is None or record is None or SOURCES not in record or made.meta.calibration is not None:
+    if record is None and base is not None:
+        record = base.meta.calibration
+    if record is None or SOURCES not in record or made.meta.calibration is not None:
         return made
     from lutbuilder import spaces
 
     fitted = {network["op_id"] for network in record["networks"] if not network["carrier"]}
-    networks = [op for op in made.pool.ops if op.role == "carrier" or op.op_id in fitted]
+    networks = [op for op in made.evidence.ops if op.role == "carrier" or op.op_id in fitted]
     if not fitted <= made.summary.by_id.keys():
         return made
     merged, _ = merge(base, made.rows, made.meta, new_conditions=new_conditions)

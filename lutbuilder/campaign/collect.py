@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from lutbuilder.campaign.carriers import choose_carriers, in_situ_rows, timed_carriers
-from lutbuilder.campaign.estimates import Summary, summarise
+from lutbuilder.campaign.carriers import choose_carriers
+from lutbuilder.campaign.draft import Draft, fitted
+from lutbuilder.campaign.estimates import Summary
+from lutbuilder.campaign.evidence import Evidence, FailedOp
 from lutbuilder.campaign.host import ALONE, Host, Opening
-from lutbuilder.campaign.knots import ImputedRows, estimates_of, staged
+from lutbuilder.campaign.knots import estimates_of, staged
 from lutbuilder.campaign.plan import campaign_ops, expected_uses, make_plan
 from lutbuilder.campaign.request import CollectOutcome, CollectRequest, OnProgress, StopReason
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
@@ -19,17 +21,15 @@ from lutbuilder_agent import __version__  # one version for both distributions
 from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutNoisy, LutNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lutbuilder.coordinator.schedule import StoredFailure
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
-    from lutbuilder.lut import Lut, LutMeta, Row
+    from lutbuilder.lut import Lut, LutMeta
+    from lutbuilder.lut.store import RawVisit
     from lutbuilder.op import OpSpec
+    from lutbuilder.spaces import SearchSpace
     from lutbuilder.stats.records import Visits
-    from lutbuilder.stats.sessions import SessionReport
     from lutbuilder.urls import Place
     from lutbuilder_agent.records import Fingerprint, Plan
 
@@ -121,7 +121,7 @@ def collect(request: CollectRequest, on_progress: OnProgress, *, opening: Openin
                 host,
                 state,
                 agent,
-                impute=space.ops() if request.max_ops is not None else (),
+                impute=space if request.max_ops is not None else None,
                 keep_flagged=request.keep_flagged,
             )
             try:
@@ -262,131 +262,113 @@ class Pool:
     sessions: tuple[str, ...]
     spaces: tuple[str, ...]
 
+    @classmethod
+    def of(cls, store: Store, campaigns: Sequence[CampaignState]) -> Pool:
+        """Return the pool of these campaigns of `store`."""
+        ids = tuple(campaign.campaign_id for campaign in campaigns)
+        return cls(
+            campaign_ids=ids,
+            ops=tuple({op.op_id: op for campaign in campaigns for op in campaign.spec.ops}.values()),
+            failures=tuple(failure for i in ids for failure in store.failures(i) if failure.final),
+            sessions=tuple(sorted({session.session_id for session in store.sessions(ids)})),
+            spaces=tuple(sorted({campaign.spec.space for campaign in campaigns})),
+        )
+
 
 def pooled(store: Store, spec: CampaignSpec) -> Pool:
     """Return the pool that `spec` belongs to; its own visits are part of it."""
-    campaigns = [
-        campaign
-        for campaign in store.campaigns()
-        if campaign.rounds
-        and (campaign.spec.target, campaign.spec.env_id, campaign.spec.runtime_version)
-        == (spec.target, spec.env_id, spec.runtime_version)
-        and _conditions("", "", campaign.spec.plan) == _conditions("", "", spec.plan)
-    ]
-    ids = tuple(campaign.campaign_id for campaign in campaigns)
-    return Pool(
-        campaign_ids=ids,
-        ops=tuple({op.op_id: op for campaign in campaigns for op in campaign.spec.ops}.values()),
-        failures=tuple(failure for i in ids for failure in store.failures(i) if failure.final),
-        sessions=tuple(sorted({session.session_id for session in store.sessions(ids)})),
-        spaces=tuple(sorted({campaign.spec.space for campaign in campaigns})),
+    return Pool.of(
+        store,
+        [
+            campaign
+            for campaign in store.campaigns()
+            if campaign.rounds
+            and (campaign.spec.target, campaign.spec.env_id, campaign.spec.runtime_version)
+            == (spec.target, spec.env_id, spec.runtime_version)
+            and _conditions("", "", campaign.spec.plan) == _conditions("", "", spec.plan)
+        ],
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """The next version before it has a number: rows, footer, and the fit they come from."""
-
-    rows: tuple[Row, ...]
-    meta: LutMeta
-    summary: Summary
-    pool: Pool
-
-
 def draft(
-    host: Host, state: CampaignState, agent: AgentState, *, impute: Sequence[OpSpec] = (), keep_flagged: bool = False
+    host: Host,
+    state: CampaignState,
+    agent: AgentState,
+    *,
+    impute: SearchSpace | None = None,
+    keep_flagged: bool = False,
 ) -> Draft:
-    """Fit the campaign's pool and make rows, imputed ones for those of `impute` that were not measured.
+    """Fit the campaign's pool and make rows, imputed ones for those ops of `impute` that were not measured.
 
     Raises CampaignFailed, with the reasons, if nothing was measured.
     """
-    from lutbuilder.lut import QualitySummary, make_rows
-    from lutbuilder.lut.schema import MAX_TRACE
-    from lutbuilder.stats.trace import machine_trace
+    from lutbuilder.lut import QualitySummary
 
     host.tell("fitting")
     spec = state.spec
     pool = pooled(host.store, spec)
-    visits = host.store.visits(pool.campaign_ids)
+    n_visits, visits = _at_once(host.store, pool.campaign_ids)
     if not len(visits):
         told = "; ".join(list(dict.fromkeys(f"{f.reason}: {f.detail}" for f in host.store.failures(spec.key)))[:3])
         raise CampaignFailed(f"nothing was measured ({state.reason}). {told or 'Type `lutbuilder doctor`'}")
-    summary, reports, speed = in_line(pool.ops, visits, keep_flagged=keep_flagged)
-    reasons = {
-        op_id: "precision" if (half := estimate.half_width) is not None and half <= spec.precision else state.reason
-        for op_id, estimate in summary.by_id.items()
-    }
-    paired = any(op.role == "pair" for op in pool.ops)
-    make = ImputedRows(space_ops=tuple(impute)) if impute else make_rows
-    rows = make(
-        pool.ops,
-        summary.rows,
-        pool.failures,
-        reasons,
-        method="context" if paired else "isolated",
-        cache=spec.target.cache,
-    )
-    rows = with_calls(rows, host.store, pool.campaign_ids)
-    in_situ = in_situ_rows(pool.ops, rows, summary.by_id)
-    rows = (*rows, *in_situ)
-    meta = replace(
-        footer(spec, agent),
-        spaces=pool.spaces,
-        sessions=pool.sessions,
-        # Even where they corrected nothing: that was their word too.
-        fitted_networks=tuple(sorted(op.op_id for op in pool.ops if op.role == "carrier")),
-        carriers=timed_carriers(pool.ops, summary.by_id),
-        session_reports=reports,
-        drift_trace=machine_trace(
-            visits,
-            speed,
-            sessions={session.session_id for session in host.store.sessions([spec.key])},
-            points=MAX_TRACE,
+    made = fitted(
+        _evidence(
+            host.store, pool, visits, state, imputed_space=impute.name if impute else "", keep_flagged=keep_flagged
         ),
-        stop_reason=state.reason,
-        quality=QualitySummary(
-            timed_fraction=timed_fraction(host, state),
-            wall_s=max(host.busy_s(), state.measured_ns / 1e9),
-            rounds=state.rounds,
-            sessions=len(pool.sessions),
+        visits,
+        _raw_visits(host.store, n_visits),
+        replace(
+            footer(spec, agent),
+            spaces=pool.spaces,
+            sessions=pool.sessions,
+            # Even where they corrected nothing: that was their word too.
+            fitted_networks=tuple(sorted(op.op_id for op in pool.ops if op.role == "carrier")),
+            stop_reason=state.reason,
+            quality=QualitySummary(
+                timed_fraction=timed_fraction(host, state),
+                wall_s=max(host.busy_s(), state.measured_ns / 1e9),
+                rounds=state.rounds,
+                sessions=len(pool.sessions),
+            ),
         ),
+        impute=() if impute is None else impute.ops(),
     )
-    return Draft(rows=rows, meta=meta, summary=summary, pool=pool)
+    return replace(made, n_visits=n_visits)
 
 
-def in_line(
-    ops: Sequence[CampaignOp], visits: Visits, *, keep_flagged: bool = False
-) -> tuple[Summary, tuple[SessionReport, ...], NDArray[np.float64]]:
-    """Return the fit of the sessions in line, the report of every session, and the log slowdown at every visit.
-
-    Which session is left out is decided by rule (stats/sessions.py); none is whose leaving would lose an op, and none
-    at all with `keep_flagged`.
-    """
-    from lutbuilder.stats.sessions import exclude_flagged, session_reports
-
-    everything = summarise(ops, visits)
-    reports = session_reports(visits, everything.drift, exclude=not keep_flagged)
-    kept = exclude_flagged(visits, reports)
-    if len(kept) == len(visits):
-        return everything, reports, everything.drift.speed
-    if set(kept.op.tolist()) < set(visits.op.tolist()):
-        return everything, session_reports(visits, everything.drift), everything.drift.speed
-    return summarise(ops, kept), reports, everything.drift.speed
+def _at_once(store: Store, campaign_ids: Sequence[str]) -> tuple[dict[str, int], Visits]:
+    """Return how many visits each campaign has, and those visits: campaigns of a fleet may go on meanwhile."""
+    while True:
+        counts = {campaign_id: len(store.visits([campaign_id])) for campaign_id in campaign_ids}
+        visits = store.visits(campaign_ids)
+        if len(visits) == sum(counts.values()):
+            return counts, visits
 
 
-def with_calls(rows: Sequence[Row], store: Store, campaign_ids: Sequence[str]) -> tuple[Row, ...]:
-    """Return the rows with what only raw calls tell: whether the op was warm, how many of its calls ran throttled."""
-    from lutbuilder.stats.warmup import told_by_calls
+def _raw_visits(store: Store, n_visits: Mapping[str, int]) -> Iterator[RawVisit]:
+    """Yield the first so many visits of each campaign, in the order they were committed."""
+    left = dict(n_visits)
+    for visit in store.raw_visits(tuple(n_visits)):
+        if left[visit.campaign_id]:
+            left[visit.campaign_id] -= 1
+            yield visit
 
-    told = told_by_calls(store.raw_visits(campaign_ids))
 
-    def completed(row: Row) -> Row:
-        calls = told.get(row.op_id)
-        if calls is None:
-            return row
-        return replace(row, settled=calls.warmup.settled, throttled_fraction=calls.throttled_fraction)
-
-    return tuple(map(completed, rows))
+def _evidence(
+    store: Store, pool: Pool, visits: Visits, state: CampaignState, *, imputed_space: str, keep_flagged: bool
+) -> Evidence:
+    return Evidence(
+        campaign_ids=pool.campaign_ids,
+        ops=pool.ops,
+        failures=tuple(FailedOp(op_id=f.op_id, reason=f.reason, detail=f.detail) for f in pool.failures),
+        agents=dict(zip(visits.session_ids, visits.session_agents, strict=True)),
+        sessions=tuple(session.session_id for session in store.sessions([state.campaign_id])),
+        purpose=state.spec.purpose,
+        precision=state.spec.precision,
+        reason=state.reason,
+        imputed_space=imputed_space,
+        keep_flagged=keep_flagged,
+    )
 
 
 def publish_draft(
@@ -411,7 +393,7 @@ def publish_draft(
     lut = publish(
         made.rows, made.meta, folder=luts, base=base, new_conditions=new_conditions, accept_noisy=accept_noisy
     )
-    write_samples(host.store.raw_visits(made.pool.campaign_ids), lut=lut)
+    write_samples(_raw_visits(host.store, made.n_visits), lut=lut, fit=made.evidence.to_json())
     return lut
 
 
@@ -441,10 +423,26 @@ def behind(store: Store, lut: Lut | None) -> list[str]:
 def keep_samples(store: Store, lut: Lut) -> None:
     """Write the raw visits behind `lut` beside it if they are missing there: a kill or a full disk came in between."""
     from lutbuilder.lut import write_samples
+    from lutbuilder.lut.store import has_samples
 
-    ids = behind(store, lut)
-    if ids:
-        write_samples(store.raw_visits(ids), lut=lut)
+    ids = set(behind(store, lut))
+    campaigns = [campaign for campaign in store.campaigns() if campaign.campaign_id in ids]
+    if not campaigns or has_samples(lut):
+        return
+    newest = max(campaigns, key=lambda campaign: campaign.finished_s or campaign.created_s)
+    pool = Pool.of(store, campaigns)
+    n_visits, visits = _at_once(store, pool.campaign_ids)
+    # The command that made the table is gone; what it was told shows in what it made.
+    reports, imputed = lut.meta.session_reports, any(row.method == "imputed" for row in lut.rows())
+    evidence = _evidence(
+        store,
+        pool,
+        visits,
+        newest,
+        imputed_space=newest.spec.space if imputed else "",
+        keep_flagged=any(report.flagged for report in reports) and not any(report.excluded for report in reports),
+    )
+    write_samples(_raw_visits(store, n_visits), lut=lut, fit=evidence.to_json())
 
 
 def timed_fraction(host: Host, state: CampaignState) -> float:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lutbuilder.lut import Lut, Row
     from lutbuilder.lut.diff import Diff, RowDiff, Verdict
     from lutbuilder.lut.lint import Finding, Severity
+    from lutbuilder.rebuild import Rebuilt
     from lutbuilder.stats.sessions import SessionReport
     from lutbuilder.urls import Place
 
@@ -36,6 +37,7 @@ def luts() -> None:
       lutbuilder luts show luts/<device>/onnxruntime-fp32-bs1
       lutbuilder luts lint luts/<device>/onnxruntime-fp32-bs1
       lutbuilder luts diff luts/<device>/onnxruntime-fp32-bs1@1 luts/<device>/onnxruntime-fp32-bs1@2
+      lutbuilder luts rebuild luts/<device>/onnxruntime-fp32-bs1
       lutbuilder luts import --format ofa-mbv3-yaml note10/ --into note10/tflite-fp32-bs1
     """
 
@@ -227,6 +229,64 @@ def diff(
             emit_json(found)
         else:
             _show_diff(found)
+
+
+@app.command("rebuild")
+def rebuild_(
+    lut: Annotated[str, typer.Argument(help="luts/DEVICE/NAME, or ...@VERSION.", show_default=False)],
+    accept_noisy: Annotated[
+        bool, typer.Option("--accept-noisy", help="Publish, marked, what was measured too badly to be published.")
+    ] = False,
+    luts: LutsFolder = Path("luts"),
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a table again from its visits, with the statistics of this lutbuilder, and publish it as a new version.
+
+    Reads the visits that lie beside the version and those before it (samples/), measures nothing, and needs neither the
+    device nor the campaign store. The same lutbuilder makes the same rows. Prints the new table's path on stdout.
+
+    \b
+    Examples:
+      lutbuilder luts rebuild luts/<device>/onnxruntime-fp32-bs1
+      lutbuilder luts rebuild luts/<device>/litert-fp32-bs1@2 --json
+    """
+    with errors_shown(as_json=json_, debug=debug):
+        from lutbuilder.rebuild import rebuild
+
+        made = rebuild(lut, luts=luts, accept_noisy=accept_noisy, on_step=say)
+        if json_:
+            emit_json(
+                {
+                    "lut": {"name": made.lut.name, "version": made.lut.version, "path": str(made.lut.path)},
+                    "source_version": made.source.version,
+                    "fitted_versions": list(made.steps),
+                    "n_visits": made.n_visits,
+                    "rows": len(made.lut),
+                    "identical": made.identical,
+                    "changed": made.changed,
+                    "validation_left": made.validation_left,
+                }
+            )
+            return
+        for line in _rebuilt(made):
+            say(line)
+        print(made.lut.path)
+
+
+def _rebuilt(made: Rebuilt) -> list[str]:
+    """Return what happened, in lines for people."""
+    of = f"{made.source.name}@{made.source.version}"
+    lines = [f"published {made.lut.name}@{made.lut.version}: {len(made.lut)} rows, fitted to {made.n_visits} visits"]
+    if made.identical:
+        lines.append(f"every row is that of {of}")
+    else:
+        ratios = [ratio for ratio in made.changed.values() if ratio is not None]
+        span = f", {_change(min(ratios))} to {_change(max(ratios))}" if ratios else ""
+        lines.append(f"{len(made.changed)} latencies differ from those of {of}{span}: lutbuilder luts diff says which")
+    if made.validation_left:
+        lines.append(f"the validation of {of} was of other rows: lutbuilder validate {made.lut.path.parent}")
+    return lines
 
 
 def as_data(lut: Lut) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`lutbuilder`: the commands, and where the program starts. Help is plain text: drawing it would double the start."""
+"""`lutbuilder`: the commands; it starts in start.py. Help is plain text: drawing it would double the start."""
 
 from __future__ import annotations
 

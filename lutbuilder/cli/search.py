@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from lutbuilder.cli.console import Debug, Json, LutsFolder, check_writable, emit_json, errors_shown, pairs, say, table
-from lutbuilder.cli.values import amount, amount_of, amount_text, duration_text, named_value, whole
+from lutbuilder.cli.values import (
+    amount,
+    amount_of,
+    amount_text,
+    duration_text,
+    fraction,
+    named_value,
+    whole,
+)
 
 if TYPE_CHECKING:
     from lutbuilder.lut import Lut
@@ -53,6 +61,14 @@ def search(
         typer.Option(
             metavar="COLUMN=LIMIT",
             help="A further hard limit, e.g. energy_mj=30mJ; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    confidence: Annotated[
+        str | None,
+        typer.Option(
+            help="A network counts as within --limit only with this probability, by the rows' intervals: 0.95 or 95%; "
+            "for evolution, joint and pareto [default: by its predicted cost].",
             show_default=False,
         ),
     ] = None,
@@ -96,7 +112,8 @@ def search(
     """Search a space for accurate networks under a hard limit.
 
     Every network that is shown or saved keeps every limit, by the table's sum over its ops. A limit that no network
-    keeps is refused with the lowest cost there is. Methods: evolution (OFA), joint (APQ: a layer's widths, kernel and
+    keeps is refused with the lowest cost there is. With --confidence a network is within the limit only if it costs no
+    more with that probability. Methods: evolution (OFA), joint (APQ: a layer's widths, kernel and
     bits at once), pareto (AttentiveNAS, AlphaNet: the best of each cost bucket), bits (HAQ) and channels (AMC) with a
     plain optimiser in place of a trained agent, and netadapt, which comes down from the largest network and gives the
     one it reaches the limit with; if it does not get there, it gives none and ends with status 1.
@@ -110,6 +127,7 @@ def search(
       lutbuilder search attentivenas <lut> --method pareto --limit 9ms --at-least 3ms --accuracy mine:accuracy
       lutbuilder search haq <lut> --method bits --column cycles --limit 9000000 --accuracy mine:accuracy --json
       lutbuilder search proxyless <lut> --limit 6ms --also energy_mj=30mJ --accuracy mine:accuracy --top 3
+      lutbuilder search ofa_mbv3 <lut> --limit 12ms --confidence 0.95 --accuracy mine:accuracy
     """
     with errors_shown(as_json=json_, debug=debug):
         from lutbuilder import spaces
@@ -127,6 +145,7 @@ def search(
             column=column,
             max_cost=amount(limit, option="--limit", column=column),
             **({} if at_least is None else {"min_cost": amount(at_least, option="--at-least", column=column)}),
+            confidence=None if confidence is None else fraction(confidence, option="--confidence"),
         )
         if first.min_cost > first.max_cost:
             raise SpecError(f"--at-least {at_least} is above --limit {limit}")
@@ -196,7 +215,10 @@ def load_accuracy(text: str) -> Accuracy:
 
 
 class SearchView:
-    """Progress on stderr: a line every few seconds. `clock` gives seconds."""
+    """Progress on stderr: a line once the first networks are scored, then one every few seconds.
+
+    `clock` gives seconds.
+    """
 
     def __init__(
         self, stream: TextIO | None = None, *, column: str = "latency_ms", clock: Callable[[], float] = time.monotonic
@@ -204,7 +226,8 @@ class SearchView:
         self._stream = sys.stderr if stream is None else stream
         self._column = column
         self._clock = clock
-        self._start_s = self._line_at_s = clock()
+        self._start_s = clock()
+        self._line_at_s = -math.inf  # the first moment is shown at once
         self._first: int | None = None
         self.cost = "?"  # of the best network at the last moment
 
@@ -300,7 +323,13 @@ def _as_data(
         "method": request.method,
         "seed": request.seed,
         "limits": [
-            {"column": limit.column, "max_cost": limit.max_cost, "min_cost": limit.min_cost} for limit in request.limits
+            {
+                "column": limit.column,
+                "max_cost": limit.max_cost,
+                "min_cost": limit.min_cost,
+                "confidence": limit.confidence,
+            }
+            for limit in request.limits
         ],
         "generations": outcome.generations,
         "n_scored": outcome.n_scored,
@@ -326,6 +355,8 @@ def _show(request: SearchRequest, outcome: SearchOutcome, shown: int, *, wall_s:
     first = request.limits[0]
     if math.isfinite(first.min_cost):
         told[0] += f", at least {amount_text(first.min_cost, first.column, digits=10)}"
+    if first.confidence is not None:
+        told[0] += f", with {100 * first.confidence:g} % confidence"
     pairs(
         f"{request.method} search of {request.space.name}",
         [

@@ -136,7 +136,8 @@ def coverage(
 ) -> None:
     """List the ops of a space that a table has no row of, and the command that measures them.
 
-    Ends with status 0 if the table has a row of every op, with 1 otherwise. A row may say that its op failed or is
+    Ends with status 0 if the table has a row of every op, with 1 otherwise. Of a large grid of widths (amc, netadapt)
+    the command measures some ops and imputes the others (--max-ops). A row may say that its op failed or is
     unsupported: it is covered, and networks with it cost infinitely much.
 
     \b
@@ -210,6 +211,7 @@ def _shown(space: SearchSpace, ops: Sequence[OpSpec], lut: Lut | None) -> dict[s
 
 def _coverage(space: SearchSpace, ops: Sequence[OpSpec], lut: Lut) -> dict[str, Any]:
     from lutbuilder.lower import lower
+    from lutbuilder.spaces.grid import knots
     from lutbuilder_agent.errors import SpecError
 
     missing = [op for op in ops if op not in lut]
@@ -223,11 +225,12 @@ def _coverage(space: SearchSpace, ops: Sequence[OpSpec], lut: Lut) -> dict[str, 
             except SpecError as error:
                 reasons[what] = str(error)
     refused = {op: reasons[op.kind, op.se, op.w_bits, op.a_bits] for op in missing}
+    measurable = [op for op, reason in refused.items() if not reason]
     return {
         "complete": not missing,
         "n_ops": len(ops),
         "covered": dict(_statuses(lut, ops)),
-        "command": lut.command(space=space.name) if any(not reason for reason in refused.values()) else None,
+        "command": lut.command(space=space.name, max_ops=knots(measurable)) if measurable else None,
         "missing": [{"op_id": op.op_id, "label": op.label(), "not_measurable": refused[op] or None} for op in missing],
     }
 

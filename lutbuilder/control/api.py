@@ -142,7 +142,7 @@ class CampaignView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
-    """A lease that is held. `expires_in_s`: None where another coordinator gave it, or it is being made ready."""
+    """A lease that is held. `expires_in_s`: None while it is made ready, and where another coordinator gave it."""
 
     lease_id: str
     campaign_id: str

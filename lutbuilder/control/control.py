@@ -35,6 +35,7 @@ from lutbuilder.urls import Place
 from lutbuilder_agent.errors import SpecError, UnknownName
 
 if TYPE_CHECKING:
+    from lutbuilder.coordinator.schedule import HeldLease
     from lutbuilder.coordinator.service import Coordinator
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
 
@@ -170,8 +171,7 @@ class Control:
 
     def leases(self, *, after: str = "") -> Page[LeaseView]:
         """See ControlApi.leases."""
-        held = () if self._coordinator is None else self._coordinator.leases()
-        ends_s = {lease.lease_id: lease.deadline_s for lease in held if math.isfinite(lease.deadline_s)}
+        ours = {} if self._coordinator is None else {held.lease_id: held for held in self._coordinator.leases()}
         stored = self._store.active_leases()
         page = _page(sorted(stored, key=lambda lease: (lease.campaign_id, lease.batch, lease.agent)), after)
         now_s = time.monotonic()
@@ -187,7 +187,7 @@ class Control:
                     rounds=lease.rounds,
                     owner=lease.owner,
                     granted_s=lease.granted_s,
-                    expires_in_s=max(0.0, ends_s[lease.lease_id] - now_s) if lease.lease_id in ends_s else None,
+                    expires_in_s=_left_s(ours.get(lease.lease_id), now_s),
                 )
                 for lease in page.items
             ),
@@ -342,6 +342,13 @@ def _page(items: Sequence[T], after: str) -> Page[T]:
     start = int(after or 0)
     end = start + PAGE_ITEMS
     return Page(items=tuple(items[start:end]), after=str(end) if end < len(items) else "")
+
+
+def _left_s(lease: HeldLease | None, now_s: float) -> float | None:
+    """Return the seconds a lease has left; None for another coordinator's, and for one that cannot expire yet."""
+    if lease is None or math.isinf(lease.deadline_s):
+        return None
+    return max(0.0, lease.deadline_s - now_s)
 
 
 def _digest(job: JobState) -> str:

@@ -11,7 +11,6 @@ import ipaddress
 import logging
 import os
 import re
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,8 +29,9 @@ from lutbuilder.control.servicer import SERVICE, add_to_server
 from lutbuilder.coordinator.artifacts import ArtifactShelf
 from lutbuilder.coordinator.service import Coordinator, Event, RunningServer, serve
 from lutbuilder.coordinator.store import Store
+from lutbuilder.lut.folder import folder_at
 from lutbuilder.urls import Place
-from lutbuilder_agent.errors import LutNotWritable, SpecError, StoreError
+from lutbuilder_agent.errors import SpecError, StoreError
 from lutbuilder_agent.wire.client import is_loopback
 
 if TYPE_CHECKING:
@@ -127,11 +127,12 @@ class Serving:
 def serving(options: ServeOptions) -> Iterator[Serving]:
     """Open the store, listen, and yield what is to be `run`; end all of it in order on the way out.
 
-    Raises StoreError (also if another serve uses the folder), PortInUse, SpecError, TrustError, LutNotWritable.
+    Raises StoreError (also if another serve uses the folder), PortInUse, SpecError, TrustError, and LutError for a
+    place of tables where none can be listed, read or published.
     """
     secure = options.secure
     _check_names(options)
-    _check_tables(options.luts)
+    folder_at(options.luts).check()  # jobs would measure, and then fail
     folder = made_folder(options.state_dir)
     with ExitStack() as stack:
         stack.enter_context(_locked(folder))
@@ -212,23 +213,6 @@ def _check_names(options: ServeOptions) -> None:
             raise SpecError(
                 f"{option} {name!r} is no host name or address; write it without a port, as lab.example.org"
             ) from error
-
-
-def _check_tables(luts: Place) -> None:
-    """Raise LutNotWritable for a folder of this machine that takes no table: jobs would measure, and then fail.
-
-    A bucket may answer again later. Only a try tells: an administrator may write where permissions say no.
-    """
-    if not isinstance(luts, Path):
-        return
-    try:
-        luts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=luts):
-            pass
-    except OSError as error:
-        raise LutNotWritable(
-            f"cannot put tables into {luts}: {error.strerror or error}; make it writable, or choose another: --luts DIR"
-        ) from error
 
 
 def _listening(

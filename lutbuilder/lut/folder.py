@@ -31,6 +31,10 @@ class LutFolder(Protocol):
         """Where it is."""
         ...
 
+    def check(self) -> None:
+        """Raise LutError, with what to do, unless tables can be listed, read and published here; publish none."""
+        ...
+
     def tables(self) -> Mapping[str, tuple[int, ...]]:
         """Return the versions, ascending, of every table up to two levels below the root. Opens no file."""
         ...

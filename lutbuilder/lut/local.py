@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -37,6 +38,18 @@ class LocalFolder:
 
     root: Path
     files: FileCalls = field(default_factory=FileCalls)
+
+    def check(self) -> None:
+        """See LutFolder.check; the folder is made. Only a try tells: an administrator may write where he may not."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise LutNotWritable(
+                f"cannot put tables into {self.root}: {error.strerror or error}; make it writable, or choose another: "
+                "--luts DIR"
+            ) from error
 
     def tables(self) -> dict[str, tuple[int, ...]]:
         """See LutFolder.tables."""

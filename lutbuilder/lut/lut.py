@@ -177,8 +177,11 @@ class Lut:
         values, valid = column_values(self.table, name)
         return np.where(valid, values.astype(np.float64), np.nan)
 
-    def command(self, *, space: str | None = None, batch: int | None = None) -> str:
-        """Return the command that measures `space` on this LUT's target: its own space and batch if none is given."""
+    def command(self, *, space: str | None = None, batch: int | None = None, max_ops: int | None = None) -> str:
+        """Return the command that measures `space` on this LUT's target: its own space and batch if none is given.
+
+        `max_ops`: how many of what is missing, to impute the others.
+        """
         from lutbuilder import devices
         from lutbuilder_agent.runtimes import RUNTIMES
 
@@ -193,6 +196,7 @@ class Lut:
             batch=target.batch if batch is None else batch,
             threads=target.threads,
             cache=target.cache,
+            max_ops=max_ops,
         )
 
     def _row(self, number: int) -> Row:
@@ -203,9 +207,11 @@ class Lut:
 
     def missing(self, ops: Sequence[OpSpec], *, space: str | None = None) -> OpNotInLut:
         """Return the error for ops without a row: what is nearest, and the command that measures `space`, if any."""
+        from lutbuilder.spaces.grid import knots
+
         op = ops[0]
         more = f" (and {len(ops) - 1} more ops)" if len(ops) > 1 else ""
-        command = self.command(space=space, batch=op.batch)
+        command = self.command(space=space, batch=op.batch, max_ops=knots(ops))
         if op.batch != self.meta.target.batch:
             return OpNotInLut(
                 f"{op.label()} is of batch {op.batch}, but {self.spec} was measured at batch {self.meta.target.batch}"
@@ -267,6 +273,7 @@ def collect_command(
     batch: int = 1,
     threads: int = 1,
     cache: Cache = "rotating",
+    max_ops: int | None = None,
 ) -> str:
     """Return the command line that measures `space` on a device named in lutbuilder.devices."""
     words = ["lutbuilder collect", f"--device {device}", f"--space {shlex.quote(space)}"]
@@ -277,6 +284,8 @@ def collect_command(
         words.append(f"--threads {threads}")
     if cache != "rotating":
         words.append(f"--cache {cache}")
+    if max_ops is not None:
+        words.append(f"--max-ops {max_ops}")
     return " ".join(words)
 
 

@@ -88,6 +88,11 @@ def merge(
     )
 
 
+def conflicting(old: LutMeta, new: LutMeta) -> bool:
+    """Whether rows of two tables must not be pooled: `merge` needs `new_conditions`, and leaves the old ones behind."""
+    return next(_conflicts(old, new), None) is not None
+
+
 def merge_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Return the best row of each key, sorted by key. Associative, commutative and idempotent."""
     best: dict[tuple[str, str, str], Row] = {}

@@ -48,6 +48,10 @@ _UNANSWERED = frozenset({"EndpointConnectionError", "ConnectTimeoutError", "Clie
 _TAKEN = frozenset({"PreconditionFailed", "412"})
 # Where two publishers are at one object at the same moment, S3 may tell both to try again.
 _TRY_AGAIN = frozenset({"ConditionalRequestConflict", "OperationAborted", "409"})
+_NEEDED = (
+    ". A folder of tables is one where objects may be listed, read and created (s3:ListBucket, s3:GetObject, "
+    "s3:PutObject): put that right, or choose another folder: --luts DIR|URL"
+)
 _TRIES = 8
 _PAUSE_S = 0.1
 
@@ -66,6 +70,15 @@ class RemoteFolder:
 
     root: Url
     sleep: Callable[[float], None] = time.sleep
+
+    def check(self) -> None:
+        """See LutFolder.check: four requests at most. What a first publisher would leave, PROOF, is there then."""
+        fs = self._proved(kept="").fs
+        with _explained(f"cannot list {self.root}", self.root, LutError, cure=_NEEDED):
+            fs.ls(_path(fs, self.root), detail=False)
+        proof = self.root / PROOF
+        with _explained(f"cannot read {proof}", proof, LutError, cure=_NEEDED):
+            fs.info(_path(fs, proof))  # on S3 a HEAD, for which one needs the right to read
 
     def tables(self) -> dict[str, tuple[int, ...]]:
         """See LutFolder.tables; one listing for all of them."""
@@ -102,37 +115,41 @@ class RemoteFolder:
     def create(self, name: str, version: int, raw: bytes, part: LutPart = "table") -> bool:
         """See LutFolder.create."""
         url = self.root / key(name, version, part)
-        opened = _opened(url.bucket)
-        if self.root not in opened.proved:
-            self._prove(opened)
-            opened.proved.add(self.root)
+        self._proved(kept=f". {KEPT}")
         # A PUT whose answer was lost is sent again by the client, and refused: the object there is ours then.
-        return self._put(url, raw) or read_url(url) == raw
+        return self._put(url, raw, cure=f". {KEPT}") or read_url(url) == raw
 
-    def _prove(self, opened: _Opened) -> None:
-        """Raise LutNotWritable unless the plugin and the server create an object only where there is none."""
+    def _proved(self, *, kept: str) -> _Opened:
+        """Return the bucket. Raises LutNotWritable unless it creates an object only where there is none."""
+        opened = _opened(self.root.bucket)
+        if self.root not in opened.proved:
+            self._prove(opened, kept)
+            opened.proved.add(self.root)
+        return opened
+
+    def _prove(self, opened: _Opened, kept: str) -> None:
         otherwise = (
             "concurrent publishers would overwrite each other's versions. Upgrade it, or choose another folder: --luts "
-            f"DIR. {KEPT}"
+            f"DIR{kept}"
         )
         if not _creates_by_itself(opened.fs):
             raise LutNotWritable(
                 f"cannot publish into {self.root}: what opens {self.root.scheme}:// here ({type(opened.fs).__name__}) "
                 f"cannot create an object only where there is none; {otherwise}"
             )
-        proof = self.root / PROOF
-        if self._put(proof, _PROOF_TEXT) and self._put(proof, _PROOF_TEXT):
+        proof, cure = self.root / PROOF, kept or _NEEDED
+        if self._put(proof, _PROOF_TEXT, cure=cure) and self._put(proof, _PROOF_TEXT, cure=cure):
             raise LutNotWritable(
                 f"cannot publish into {self.root}: its server takes no notice of the condition that an object must not "
                 f"be there yet (If-None-Match: *); {otherwise}"
             )
 
-    def _put(self, url: Url, raw: bytes) -> bool:
+    def _put(self, url: Url, raw: bytes, *, cure: str) -> bool:
         """Create an object; return False where the server refused because there is one."""
         fs = _opened(url.bucket).fs
         for left in reversed(range(_TRIES)):
             try:
-                with _explained(f"cannot publish into {url.parent}", url, LutNotWritable, cure=f". {KEPT}"):
+                with _explained(f"cannot publish into {url.parent}", url, LutNotWritable, cure=cure):
                     fs.pipe_file(_path(fs, url), raw, mode="create")
             except (LutNotWritable, FileExistsError) as error:
                 if isinstance(error, FileExistsError) or _code(error) in _TAKEN:

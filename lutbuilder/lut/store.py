@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
@@ -39,6 +39,9 @@ from lutbuilder.urls import Place, Url, place
 from lutbuilder_agent.errors import LutConflict, LutCorrupt, LutNoisy, LutNotFound, LutNotWritable, LutTooNew, SpecError
 from lutbuilder_agent.records import Timing
 
+if TYPE_CHECKING:
+    from lutbuilder.lut.lint import Finding
+
 _SPEC = re.compile(r"(?P<name>.+)@v?(?P<version>\d{1,9})")
 # The last part of Target.lut_name.
 _CONDITIONS = re.compile(r"(?P<runtime>.+)-[a-z]+\d+-bs(?P<batch>\d+)(-t(?P<threads>\d+))?(-[a-z]+)?")
@@ -51,6 +54,8 @@ _SAMPLES_SCHEMA = pa.schema(
         pa.field("throttled", pa.list_(pa.int64())),  # null where the device has no throttle counters
     ]
 )
+_SAMPLES_KEY = FOOTER_KEY + b".samples"
+_RESTORE = "restore the file (a copy), or measure anew"
 _MOST_RACES = 1000
 _SAMPLES_CHUNK = 2000  # visits held as Python objects at a time
 # What pyarrow raises for bytes that are no parquet file or a damaged one; found by flipping bytes (test_lut_store.py).
@@ -150,6 +155,55 @@ def read_lut(path: Place) -> tuple[pa.Table, LutMeta]:
 def read_samples(lut: Lut) -> bytes:
     """Return the file of the raw visits behind a table. Raises LutNotFound where it does not lie beside it."""
     return read_place(lut.path.parent / SAMPLES / lut.path.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptVisit:
+    """A visit as it lies beside a table."""
+
+    campaign_id: str
+    session_id: str
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The raw visits beside a version of a table, and what else it was fitted with; None in files that lack it."""
+
+    path: Place
+    fit: Mapping[str, Any] | None
+    raw: bytes
+
+    def visits(self) -> Iterator[KeptVisit]:
+        """Yield every visit in the order it was measured. Raises LutCorrupt."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(self.raw), page_checksum_verification=True)
+            for batch in file.iter_batches(_SAMPLES_CHUNK, use_threads=False):
+                for line in batch.to_pylist():
+                    campaign_id, session_id = (line.pop(name) for name in _OF_VISIT)
+                    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in line.items()}
+                    yield KeptVisit(campaign_id=campaign_id, session_id=session_id, timing=Timing(**values))
+        except _PARQUET_ERRORS as error:
+            raise LutCorrupt(f"the raw visits {self.path} are damaged ({_first_line(error)}); {_RESTORE}") from error
+
+
+def has_samples(lut: Lut) -> bool:
+    """Whether raw visits lie beside a version of a table."""
+    return folder_at(lut.path.parent).has("", lut.version, "samples")
+
+
+def open_samples(lut: Lut) -> Samples:
+    """Return the raw visits beside a version of a table. Raises LutNotFound; LutCorrupt for those of another table."""
+    path = lut.path.parent / SAMPLES / lut.path.name
+    raw = read_samples(lut)
+    try:
+        schema = pq.read_schema(pa.BufferReader(raw))
+        footer = parse_json((schema.metadata or {}).get(_SAMPLES_KEY, b"{}"))
+    except _PARQUET_ERRORS as error:
+        raise LutCorrupt(f"the raw visits {path} are damaged ({_first_line(error)}); {_RESTORE}") from error
+    if footer.get("content_sha256") != lut.content_hash or not schema.equals(_SAMPLES_SCHEMA, check_metadata=False):
+        raise LutCorrupt(f"{path} does not hold the raw visits of {lut.spec}: it was copied or changed; {_RESTORE}")
+    return Samples(path=path, fit=footer.get("fit"), raw=raw)
 
 
 def sampled(lut: Lut) -> Mapping[str, int]:
@@ -271,8 +325,7 @@ def publish(
         merged, merged_meta = merge(parent, rows, meta, new_conditions=new_conditions)
         failed = failed_gate(merged, merged_meta)
         if failed and not accept_noisy:
-            told = "; ".join(f"{finding.rule}: {finding.message}" for finding in failed)
-            raise LutNoisy(f"{meta.name} would be too noisy to publish: {told}")
+            raise _too_noisy(meta, failed)
         merged_meta = replace(merged_meta, noisy=tuple(sorted({finding.rule for finding in failed})))
         if kept.create(meta.name, merged_meta.version, encode_lut(merged, merged_meta)):
             return _open(home / key("", merged_meta.version), by_number=True)
@@ -280,19 +333,52 @@ def publish(
     raise LutNotWritable(f"{_MOST_RACES} other publishers were faster in {home}; stop them and repeat the command")
 
 
-def write_samples(visits: Iterable[RawVisit], *, lut: Lut, files: FileCalls | None = None) -> Place:
+def publish_instead(rows: Sequence[Row], meta: LutMeta, *, parent: Lut, newest: int, accept_noisy: bool = True) -> Lut:
+    """Publish `rows` as they are as the version after `newest`, in place of `parent`'s; return it.
+
+    For rows that are `parent`'s, made anew: nothing is merged. The gate is that of `publish`. Raises LutConflict if
+    `newest` is not the newest version any more, LutNoisy, LutNotWritable.
+    """
+    from lutbuilder.lut.lint import failed_gate
+
+    home = parent.path.parent
+    meta = replace(
+        meta,
+        version=newest + 1,
+        parent_version=parent.version,
+        parent_sha256=parent.meta.content_sha256,
+        content_sha256="",
+    )
+    failed = failed_gate(rows, meta)
+    if failed and not accept_noisy:
+        raise _too_noisy(meta, failed)
+    meta = replace(meta, noisy=tuple(sorted({finding.rule for finding in failed})))
+    kept = folder_at(home)
+    if kept.newest("", least=newest) != newest or not kept.create("", meta.version, encode_lut(rows, meta)):
+        raise LutConflict(f"somebody else published into {home} meanwhile; type the same command again")
+    return _open(home / key("", meta.version), by_number=True)
+
+
+def write_samples(
+    visits: Iterable[RawVisit], *, lut: Lut, fit: Mapping[str, Any] | None = None, files: FileCalls | None = None
+) -> Place:
     """Write the raw visits behind `lut` to samples/ beside it and return the file.
 
-    Columns are campaign_id, session_id and the fields of Timing: enough to rebuild the rows. A file that is there
-    stays: versions are immutable. Raises LutNotWritable.
+    Columns are campaign_id, session_id and the fields of Timing. With `fit`, JSON-able, the file is enough to rebuild
+    the rows (lutbuilder/rebuild.py). A file that is there stays: versions are immutable. Raises LutNotWritable.
     """
     home = lut.path.parent
     kept = _folder(home, files)
     if version_of(lut.path) != lut.version:
         raise LutNotWritable(f"{lut.path} is no published version: its raw visits have no place beside it")
     if not kept.has("", lut.version, "samples"):
-        kept.create("", lut.version, _sample_bytes(visits, lut), "samples")
+        kept.create("", lut.version, _sample_bytes(visits, lut, fit), "samples")
     return home / key("", lut.version, "samples")
+
+
+def _too_noisy(meta: LutMeta, failed: Iterable[Finding]) -> LutNoisy:
+    told = "; ".join(f"{finding.rule}: {finding.message}" for finding in failed)
+    return LutNoisy(f"{meta.name} would be too noisy to publish: {told}")
 
 
 def _folder(root: Place, files: FileCalls | None) -> LutFolder:
@@ -356,13 +442,15 @@ def _collect_command(name: str) -> str:
     )
 
 
-def _sample_bytes(visits: Iterable[RawVisit], lut: Lut) -> bytes:
+def _sample_bytes(visits: Iterable[RawVisit], lut: Lut, fit: Mapping[str, Any] | None) -> bytes:
     """Return a parquet file of `visits`, compressed chunk by chunk."""
-    footer = {"lut": lut.name, "version": lut.version, "content_sha256": lut.meta.content_sha256}
-    schema = _SAMPLES_SCHEMA.with_metadata({FOOTER_KEY + b".samples": canonical_json(footer)})
+    footer: dict[str, Any] = {"lut": lut.name, "version": lut.version, "content_sha256": lut.meta.content_sha256}
+    if fit is not None:
+        footer["fit"] = fit
+    schema = _SAMPLES_SCHEMA.with_metadata({_SAMPLES_KEY: canonical_json(footer)})
     sink = io.BytesIO()
     remaining = iter(visits)
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         while chunk := list(islice(remaining, _SAMPLES_CHUNK)):
             columns = [
                 packed(

@@ -165,7 +165,8 @@ class CompiledSpace:
         Shapes: archs (N, n_variables), canonical encodings of any integer type (int8 is fastest), or N archs from
         `pack`, several times faster; result (N,). An arch with an infeasible choice costs +inf. Raises ShapeError, or
         SpecError naming a variable whose value number is out of range. Runs on one core. With `return_interval` the
-        95 % interval as well: (mid, lo, hi), as `uncertainty.predict` gives it.
+        95 % interval as well: (mid, lo, hi), as `uncertainty.predict` gives it; `uncertainty.surely_below` tells which
+        archs are below a limit at a confidence, and a search keeps `Limit(..., confidence=0.95)`.
         """
         if isinstance(archs, PackedArchs):
             return self._predict_packed(archs) if not return_interval else self.uncertainty.predict(archs.unpack())

@@ -110,7 +110,11 @@ class ExpectedLatency(nn.Module):
     @overload
     def predict(self, archs: NDArray[Any] | PackedArchs, *, return_interval: Literal[True]) -> Interval: ...
     def predict(self, archs: NDArray[Any] | PackedArchs, *, return_interval: bool = False) -> Floats | Interval:
-        """Return the latency of each arch in ms, with `return_interval` (mid, lo, hi); see `CompiledSpace.predict`."""
+        """Return the latency of each arch in ms, with `return_interval` (mid, lo, hi); see `CompiledSpace.predict`.
+
+        `compiled.uncertainty.surely_below(archs, limit, confidence=0.95)` keeps those below a limit at a confidence, as
+        `lutbuilder search --confidence` does.
+        """
         if return_interval:
             return self._compiled.predict(archs, return_interval=True)
         return self._compiled.predict(archs)

@@ -66,6 +66,8 @@ class Joints:
 
         Raises SpecError naming a variable whose value number is out of range.
         """
+        if rows.dtype.kind == "i" and self._largest > 1 << 8 * rows.itemsize - 1:
+            rows = rows.astype(np.int64)  # so that a negative number, looked at as an unsigned one, is too large
         costs = np.full(len(rows), self.fixed)
         if len(rows) <= _FEW and sum(joint.costs.size for joint in self.parts) <= _LAID_OUT:
             self._add_few(rows, costs)
@@ -78,17 +80,14 @@ class Joints:
     def _add(self, rows: NDArray[Any], costs: Floats, index: NDArray[np.intp], part: Floats) -> None:
         """Add every joint's cost to `costs`, in place; `index` and `part` are as long at least."""
         index, part = index[: len(rows)], part[: len(rows)]
-        # Columns first, so that index arithmetic runs over contiguous memory.
-        columns = _columns(rows)
-        columns = columns.view(f"u{columns.itemsize}")  # a negative number is now a huge one: one pass finds both
+        columns = _columns(rows.view(f"u{rows.itemsize}"))
         self._check_range(rows, columns)
-        for joint in self.parts:
-            dtype: type[np.uint16] | type[np.intp] = np.uint16 if joint.costs.size < CELLS else np.intp
-            first, *others = joint.scope
+        columns = columns.astype(np.uint16 if self._largest <= 1 << 16 else np.intp, copy=False)
+        for joint, (dtype, first, steps) in zip(self.parts, self._steps, strict=True):
             number = columns[first].astype(dtype)
-            for variable in others:
-                number *= dtype(len(self.variables[variable].values))
-                number += columns[variable].astype(dtype, copy=False)
+            for variable, size in steps:
+                number *= size
+                number += columns[variable]
             look_up(joint.costs, number, index, part)
             costs += part
 
@@ -103,6 +102,15 @@ class Joints:
             numbers += self._starts
             for of_joint in self._flat.take(numbers):
                 part += of_joint
+
+    @cached_property
+    def _steps(self) -> list[tuple[type[Any], int, list[tuple[int, Any]]]]:
+        """How each joint's index is built: its type, its first variable, then the others with how many values each."""
+        steps = []
+        for joint in self.parts:
+            dtype = np.uint16 if joint.costs.size < CELLS else np.intp
+            steps.append((dtype, joint.scope[0], [(v, dtype(self._sizes[v])) for v in joint.scope[1:]]))
+        return steps
 
     @cached_property
     def _strides(self) -> NDArray[np.float32]:
@@ -125,6 +133,10 @@ class Joints:
         return np.concatenate([np.empty(0), *(joint.costs for joint in self.parts)])
 
     @cached_property
+    def _largest(self) -> int:
+        return max((len(variable.values) for variable in self.variables), default=0)
+
+    @cached_property
     def _sizes(self) -> NDArray[np.intp]:
         return np.array([len(variable.values) for variable in self.variables], dtype=np.intp)
 
@@ -139,11 +151,9 @@ class Joints:
 
 
 def _columns(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return the transpose of `rows` in C order; bytes become numbers of 16 bits."""
-    if rows.itemsize > 1 or not rows.flags.c_contiguous or rows.min(initial=0) < 0:
-        narrow = rows.itemsize == 1 or rows.dtype == np.int16
-        columns: NDArray[Any] = rows.T.astype(np.int16 if narrow else rows.dtype, order="C")
-        return columns
+    """Return the transpose of `rows`, unsigned numbers, in C order: index arithmetic wants contiguous memory."""
+    if rows.itemsize > 1 or not rows.flags.c_contiguous:
+        return np.ascontiguousarray(rows.T)
     # Two bytes at a time: what numpy takes for a strided copy is per element, whatever its size.
     length, width = rows.shape
     even = width - width % 2

@@ -2,7 +2,8 @@
 
 Both go along the chain of the space and keep, in every state, only what could still be best. `best_under` is always
 exact. An exact front can be as long as the space is rich; with ticks it is as long as the costs have ticks, and says
-how much cheaper an arch could still be.
+how much cheaper an arch could still be. A budget may have a lower limit: then a dearer beginning can be the better one
+until the limit is reached for sure, and more of them are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lutbuilder.nas.budget import AdditiveScore, Budget, described
+from lutbuilder.nas.budget import AdditiveScore, Budget, Feasible, described
 from lutbuilder.nas.chain import Amount, Chain, Ints, Step
 from lutbuilder.nas.compiled import CompiledSpace, Floats
 from lutbuilder.nas.counting import MAX_BYTES, Archs
@@ -26,17 +27,21 @@ _SAME = 1e-12  # of the largest cost or score: what differs by less is a roundin
 _MAX_POINTS = 10_000_000  # kept of an exact front, partial archs included; 28 bytes each
 _MAX_EXTENDED = 50_000_000  # points looked at together
 _SEARCH_TICKS = 8192  # of the bounds that `best_under` prunes with; its answer is exact at any
+_WINDOW_TICKS = 64  # of a narrow window; where so fine tables would be too large, as many as there is room for
+_FINE_BYTES = MAX_BYTES // 4
 _LEAST_TICKS = 1 << 20  # of the whole range, where the budget leaves next to nothing of it
 _CHUNK = 1 << 21
+_PARTS = 10
+_DRAWN = 32  # archs within a window, where its ticks show none
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Front:
     """Archs none of which another one beats, (N, n_variables), in ascending order of cost and of score.
 
-    There is one at least: the cheapest of the space or a better one at its cost. For every arch of the space (and at
-    least `cost_error` within the budget) one of these has no lower score and costs at most `cost_error` more; 0: the
-    front is exact.
+    There is one at least; where the budget has no lower limit, the cheapest of the space or a better one at its cost.
+    For every arch of the space (and at least `cost_error` within the budget's limits) one of these has no lower score
+    and costs at most `cost_error` more; 0: the front is exact.
     """
 
     archs: Archs
@@ -57,19 +62,23 @@ class Best:
 def pareto_front(
     compiled: CompiledSpace, score: AdditiveScore, *, budget: Budget | None = None, tick: float | None = None
 ) -> Front:
-    """Return the archs of no higher cost and no lower score than any other; one arch for each such pair.
+    """Return the archs of no higher cost and no lower score than any other in the budget; one for each such pair.
 
-    tick: costs are taken in whole ticks of the column's unit, for spaces whose exact front would be too long;
-    `cost_error` of the front says what that leaves open. None: the front is exact. Raises Infeasible if no arch is
-    within the budget, SpecError if the front is too long to be exact (it names a tick) or the budget has a lower limit.
+    tick: costs are taken in whole ticks of the column's unit, for spaces whose exact front would be too long, as it
+    mostly is above a lower limit; `cost_error` of the front says what that leaves open. None: the front is exact.
+    Raises Infeasible if no arch is within the budget, SpecError if the front is too long to be exact (it names a tick).
     """
-    chain, high = _limited(compiled, score, budget or Budget(math.inf), () if tick is None else (tick,))
+    budget = budget or Budget(math.inf)
+    chain, low, high = _limited(compiled, score, budget, () if tick is None else (tick,))
     if tick is None:
-        archs, cost_error = _exact_front(chain, high), 0.0
+        archs, cost_error = _exact_front(chain, low, high), 0.0
     else:
-        archs, cost_error = _ticked_front(chain, high, tick)
+        archs, cost_error = _ticked_front(chain, low, high, tick)
     costs, scores = compiled.predict(archs), score.score(archs)
-    within = np.flatnonzero(costs <= high)
+    within = np.flatnonzero((costs >= low) & (costs <= high))
+    if not len(within):  # all that the ticks show lies just beside the limits
+        archs = _some_within(compiled, score, budget)
+        costs, scores, within = compiled.predict(archs), score.score(archs), np.arange(len(archs))
     scales = _scales(chain)
     kept = within[undominated(np.rint(costs[within] / scales[0]), np.rint(scores[within] / scales[1]))]
     return Front(archs=archs[kept], costs=costs[kept], scores=scores[kept], cost_error=cost_error)
@@ -80,34 +89,29 @@ def best_under(compiled: CompiledSpace, score: AdditiveScore, budget: Budget) ->
 
     Searches backwards from the end of the chain and prunes what even the best beginning, its cost rounded down to
     ticks, cannot make better than an arch already found. Raises Infeasible if no arch is within the budget, SpecError
-    if the budget has a lower limit.
+    if too many come too close to the best, as they may in a narrow window.
     """
-    chain, high = _limited(compiled, score, budget, ())
+    chain, low, high = _limited(compiled, score, budget, ())
     lowest, highest = chain.span(0)
     tick = max((min(high, highest) - lowest) / _SEARCH_TICKS, (highest - lowest) / _LEAST_TICKS)
-    ticked = TickedChain.of(chain, [tick or 1.0])  # 0: all archs cost the same
-    widths = ticked.widths([_last_tick(ticked, high - float(ticked.error_low[-1][0, 0]))])
-    tables = _best_scores(ticked, widths)
-    found = _first_guess(compiled, ticked, tables, widths, high)
-    better = _better(ticked, tables, high, float(score.score(found[None])[0]))
-    if better is not None:
-        found = better
+    found = _best_between(compiled, score, _BestScores.of(chain, high, tick), -math.inf, budget)
+    if compiled.predict(found[None])[0] < low:  # seldom: more cost mostly buys more
+        fine = max((high - low) / _WINDOW_TICKS, (highest - lowest) / _LEAST_TICKS)
+        found = _best_between(compiled, score, _BestScores.of(chain, high, min(tick, fine)), low, budget)
     return Best(arch=found, cost=float(compiled.predict(found[None])[0]), score=float(score.score(found[None])[0]))
 
 
 def _limited(
     compiled: CompiledSpace, score: AdditiveScore, budget: Budget, ticks: Sequence[float]
-) -> tuple[Chain, float]:
-    """The chain of cost and score, and what an arch may cost at most."""
+) -> tuple[Chain, float, float]:
+    """The chain of cost and score, and what an arch may cost: -inf as the least where no arch costs less."""
     if score.space is not compiled.space and score.space.key != compiled.space.key:
         raise SpecError(f"a score of space {score.space.name!r} does not fit space {compiled.space.name!r}")
-    if budget.min_cost > -math.inf:
-        raise SpecError("the best archs are wanted at any lower cost: leave out the budget's min_cost")
     if not all(0 < tick < math.inf for tick in ticks):
         raise SpecError(f"a tick is above 0, got {ticks[0]:g}")
     amounts = [Amount.cost(compiled), Amount(fixed=score.base, factors=score.factors)]
     chain = Chain.of(compiled.space, amounts, ticks=ticks)
-    lowest, high = chain.span(0)[0], budget.bounds[1]
+    (lowest, highest), (low, high) = chain.span(0), budget.bounds
     if not math.isfinite(lowest) or not math.isfinite(chain.fixed[1]):
         raise Infeasible(f"space {compiled.space.name!r} has no arch that can run and has a score")
     if lowest > high:
@@ -115,7 +119,21 @@ def _limited(
             f"no arch of {compiled.space.name!r} costs {budget} in {compiled.provenance.column}; the cheapest costs "
             f"{lowest:.6g}: {described(compiled.space, chain.least(0))}"
         )
-    return chain, high
+    if highest < low:
+        raise Infeasible(
+            f"no arch of {compiled.space.name!r} costs {budget} in {compiled.provenance.column}; archs cost "
+            f"{lowest:.6g} to {highest:.6g}"
+        )
+    return chain, low if low > lowest else -math.inf, high
+
+
+def _some_within(compiled: CompiledSpace, score: AdditiveScore, budget: Budget) -> Archs:
+    """Some archs within `budget` that have a score. Raises Infeasible, naming what is near, if there is none."""
+    archs = Feasible(compiled, budget).sample(np.random.default_rng(0), _DRAWN)
+    archs = archs[np.isfinite(score.score(archs))]
+    if not len(archs):
+        raise Infeasible(f"no arch of {compiled.space.name!r} that was drawn within the budget ({budget}) has a score")
+    return archs
 
 
 def _scales(chain: Chain) -> tuple[float, float]:
@@ -134,6 +152,16 @@ def undominated(costs: Floats, scores: Floats) -> Ints:
     dearer = np.ones(len(kept), dtype=np.bool_)  # of points of one cost the last is the best
     dearer[:-1] = costs[kept[1:]] > costs[kept[:-1]]
     return kept[dearer]
+
+
+def _of_use(costs: Floats, scores: Floats, early: NDArray[np.bool_]) -> Ints:
+    """Return the best early point of every cost, and the undominated of the others; early ones cost less than those."""
+    if not early.any():
+        return undominated(costs, scores)
+    first, late = np.flatnonzero(early), np.flatnonzero(~early)
+    order = first[np.lexsort((-scores[first], costs[first]))]
+    best = np.diff(costs[order], prepend=-math.inf) > 0
+    return np.concatenate([order[best], late[undominated(costs[late], scores[late])]])
 
 
 def _best_of_each(groups: Ints, costs: Floats, scores: Floats) -> Ints:
@@ -166,7 +194,7 @@ class _Points:
     cells: NDArray[np.int32]
 
 
-def _exact_front(chain: Chain, high: float) -> Archs:
+def _exact_front(chain: Chain, low: float, high: float) -> Archs:
     scales = _scales(chain)
     points = [
         _Points(
@@ -178,10 +206,17 @@ def _exact_front(chain: Chain, high: float) -> Archs:
         )
     ]
     kept = 0
-    for step, rest in zip(chain.steps, chain.rest(0)[1:], strict=True):
-        most = np.full(len(rest), -math.inf)  # where there is no way to the end
-        np.subtract(high, rest, out=most, where=np.isfinite(rest))
-        points.append(_extended(points[-1], step, most, scales))
+    least_to_come = chain.rest(0)[1:]
+    most_to_come = chain.weighted(np.array([-1.0, 0.0])).rest(0)[1:]  # below 0
+    for step, least, most in zip(chain.steps, least_to_come, most_to_come, strict=True):
+        ends = np.isfinite(least)  # where there is a way to the end
+        least[~ends] = most[~ends] = 0.0
+        limits = _StepLimits(
+            needed=np.where(ends, low + most, math.inf),
+            enough=low - least,
+            most=np.where(ends, high - least, -math.inf),
+        )
+        points.append(_extended(points[-1], step, limits, scales))
         kept += len(points[-1].costs)
         if kept > _MAX_POINTS:
             raise _too_long(chain, high)
@@ -201,11 +236,25 @@ def _too_long(chain: Chain, high: float) -> SpecError:
     )
 
 
-def _extended(before: _Points, step: Step, most: Floats, scales: tuple[float, float]) -> _Points:
-    """The undominated points after a step; `most` is what a point of each state may cost at most."""
-    pairs = step.target * step.n_before + step.source
-    useful = np.zeros(len(step.cells), dtype=np.bool_)
-    useful[_best_of_each(pairs, step.amounts[0], step.amounts[1])] = True
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _StepLimits:
+    """What a point of each state may cost, from `needed` to `most`, so that some way to the end is within the limits.
+
+    From `enough` on every way keeps the lower limit; only below that may a dearer point of no higher score be of use.
+    """
+
+    needed: Floats
+    enough: Floats
+    most: Floats
+
+
+def _extended(before: _Points, step: Step, limits: _StepLimits, scales: tuple[float, float]) -> _Points:
+    """The points after a step that may lead to the front."""
+    useful = np.ones(len(step.cells), dtype=np.bool_)
+    if (limits.enough == -math.inf).all():  # no lower limit: of the cells between two states the undominated will do
+        useful[:] = False
+        pairs = step.target * step.n_before + step.source
+        useful[_best_of_each(pairs, step.amounts[0], step.amounts[1])] = True
     starts, parts = [0], []
     for target in range(step.n_after):
         first, last = step.starts[target], step.starts[target + 1]
@@ -219,8 +268,9 @@ def _extended(before: _Points, step: Step, most: Floats, scales: tuple[float, fl
         parents = _ranges(before.starts[source], counts)
         costs = before.costs[parents] + np.repeat(step.amounts[0, cells], counts)
         scores = before.scores[parents] + np.repeat(step.amounts[1, cells], counts)
-        kept = undominated(np.rint(costs / scales[0]), np.rint(scores / scales[1]))
-        kept = kept[costs[kept] <= most[target]]
+        early = costs < limits.enough[target]
+        kept = _of_use(np.rint(costs / scales[0]), np.rint(scores / scales[1]), early)
+        kept = kept[(costs[kept] >= limits.needed[target]) & (costs[kept] <= limits.most[target])]
         chosen = np.repeat(step.cells[cells], counts)[kept].astype(np.int32)
         parts.append((costs[kept], scores[kept], parents[kept], chosen))
         starts.append(starts[-1] + len(kept))
@@ -231,18 +281,22 @@ def _extended(before: _Points, step: Step, most: Floats, scales: tuple[float, fl
 # --- In ticks
 
 
-def _ticked_front(chain: Chain, high: float, tick: float) -> tuple[Archs, float]:
+def _ticked_front(chain: Chain, low: float, high: float, tick: float) -> tuple[Archs, float]:
     """The best arch of each number of ticks, and by how much one may be dearer than another of no more ticks."""
     ticked = TickedChain.of(chain, [tick])
     error_low, error_high = float(ticked.error_low[-1][0, 0]), float(ticked.error_high[-1][0, 0])
     last = _last_tick(ticked, high - error_low)
     widths = ticked.widths([last])
     tables = _best_scores(ticked, widths)
-    upto = np.maximum.accumulate(tables[-1][0])
-    rises = np.flatnonzero(np.diff(upto, prepend=-math.inf) > 0)
+    scores = tables[-1][0]
+    # Below `surely` the best arch of a tick may cost less than the lower limit, so must not outdo those of later ticks.
+    perhaps, surely = (min(_first_tick(ticked, low - error), len(scores)) for error in (error_high, error_low))
+    upto = np.maximum.accumulate(scores[surely:])
+    rises = surely + np.flatnonzero(upto > np.append(-math.inf, upto)[:-1])
+    doubtful = perhaps + np.flatnonzero(scores[perhaps:surely] > -math.inf)
     cost_error = error_high - error_low
     # Every way may round to a tick beyond the last; the cheapest arch is within the budget all the same.
-    archs = np.concatenate([_traced(ticked, tables, widths, rises), chain.least(0)[None]])
+    archs = np.concatenate([_traced(ticked, tables, widths, np.concatenate([doubtful, rises])), chain.least(0)[None]])
     return archs, cost_error if cost_error > _scales(chain)[0] * 1000 else 0.0
 
 
@@ -252,9 +306,20 @@ def _last_tick(ticked: TickedChain, high: float) -> int:
     return math.floor(min(max(last, -1.0), float(ticked.tops[-1][0, 0])))
 
 
+def _first_tick(ticked: TickedChain, low: float) -> int:
+    """The first tick at which a way to the end may cost `low`."""
+    first = (low - float(ticked.lowest[-1][0, 0])) / ticked.ticks[0]
+    return math.ceil(min(max(first, 0.0), float(ticked.tops[-1][0, 0]) + 1.0))
+
+
+def _bytes(widths: list[Ints]) -> int:
+    """What tables of these widths take."""
+    return sum(8 * width.shape[1] * int(width.max()) for width in widths)
+
+
 def _best_scores(ticked: TickedChain, widths: list[Ints]) -> list[Floats]:
     """The best score in every state at each tick, before the first step and after each; -inf: no way."""
-    taken = sum(8 * width.shape[1] * int(width.max()) for width in widths)
+    taken = _bytes(widths)
     if taken > MAX_BYTES:
         raise SpecError(
             f"tables of {taken / 1e6:,.0f} MB would be needed, more than {MAX_BYTES / 1e6:,.0f} MB: take a tick of "
@@ -293,27 +358,73 @@ def _traced(ticked: TickedChain, tables: list[Floats], widths: list[Ints], ticks
 # --- The best under a budget
 
 
-def _first_guess(
-    compiled: CompiledSpace, ticked: TickedChain, tables: list[Floats], widths: list[Ints], high: float
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _BestScores:
+    """The best score in every state at each tick of costs up to a limit."""
+
+    ticked: TickedChain
+    widths: list[Ints]
+    tables: list[Floats]
+
+    @classmethod
+    def of(cls, chain: Chain, high: float, tick: float) -> _BestScores:
+        """Return them at `tick`, or at a coarser one so that they are not too large."""
+        while True:
+            ticked = TickedChain.of(chain, [tick or 1.0])  # 0: all archs cost the same
+            widths = ticked.widths([_last_tick(ticked, high - float(ticked.error_low[-1][0, 0]))])
+            excess = _bytes(widths) / _FINE_BYTES
+            if excess <= 1.0 or max(int(width.max()) for width in widths) <= 1:
+                return cls(ticked=ticked, widths=widths, tables=_best_scores(ticked, widths))
+            tick *= 1.1 * excess
+
+
+def _best_between(
+    compiled: CompiledSpace, score: AdditiveScore, scores: _BestScores, low: float, budget: Budget
 ) -> Archs:
-    """A good arch that costs at most `high`: the best of those whose ticks are within it, or the cheapest of all."""
-    scores = tables[-1][0]
-    surely = _last_tick(ticked, high - float(ticked.error_high[-1][0, 0]))
-    candidates = [np.arange(max(surely, -1) + 1, len(scores))]
-    if surely >= 0:
-        candidates.append(np.array([int(scores[: surely + 1].argmax())]))
-    ticks = np.concatenate(candidates)
+    """The best arch that costs from `low` up to the budget's limit; `low` is the budget's own lower limit, or none."""
+    high = budget.bounds[1]
+    found = _first_guess(compiled, scores, low, high)
+    if found is not None:
+        floors = [float(score.score(found[None])[0])]
+    else:  # any arch, and so a poor one: what it leaves open is looked at from the top, twice as far down each time
+        archs = _some_within(compiled, score, budget)
+        found = archs[int(score.score(archs).argmax())]
+        floor, top = float(score.score(found[None])[0]), float(scores.tables[-1].max())
+        floors = [top - (top - floor) / 2**part for part in range(_PARTS, -1, -1)]
+    for floor in floors:
+        better = _better(scores.ticked, scores.tables, low, high, floor)
+        if better is not None:
+            return better
+    return found
+
+
+def _first_guess(compiled: CompiledSpace, best: _BestScores, low: float, high: float) -> Archs | None:
+    """A good arch that costs from `low` to `high`: the best of those whose ticks are within, else the cheapest of all.
+
+    None if ticks show none and there is a lower limit.
+    """
+    ticked, scores = best.ticked, best.tables[-1][0]
+    error_low, error_high = float(ticked.error_low[-1][0, 0]), float(ticked.error_high[-1][0, 0])
+    ticks = np.arange(_first_tick(ticked, low - error_high), len(scores))
     ticks = ticks[np.isfinite(scores[ticks])]
-    archs = _traced(ticked, tables, widths, ticks[np.argsort(-scores[ticks], kind="stable")])
-    within = np.flatnonzero(compiled.predict(archs) <= high)
-    return archs[within[0]] if len(within) else ticked.chain.least(0)
+    surely = (ticks >= _first_tick(ticked, low - error_low)) & (ticks <= _last_tick(ticked, high - error_high))
+    candidates = ticks[~surely]
+    if surely.any():
+        candidates = np.append(candidates, ticks[surely][scores[ticks[surely]].argmax()])
+    candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
+    archs = _traced(ticked, best.tables, best.widths, candidates)
+    costs = compiled.predict(archs)
+    within = np.flatnonzero((costs >= low) & (costs <= high))
+    if len(within):
+        found: Archs = archs[within[0]]
+        return found
+    return ticked.chain.least(0) if low == -math.inf else None
 
 
-def _better(ticked: TickedChain, tables: list[Floats], high: float, found: float) -> Archs | None:
-    """The best arch of a score above `found` that costs at most `high`; None if there is none."""
+def _better(ticked: TickedChain, tables: list[Floats], low: float, high: float, found: float) -> Archs | None:
+    """The best arch of a score above `found` that costs from `low` to `high`; None if there is none."""
     chain, tick = ticked.chain, ticked.ticks[0]
-    upto = [np.maximum.accumulate(table, axis=1) for table in tables]
-    scale = _scales(chain)[1]
+    scales = _scales(chain)
     states, costs, scores = np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros(1)
     ways: list[tuple[Step, Ints, Ints]] = []
     for place in reversed(range(len(chain.steps))):
@@ -323,23 +434,55 @@ def _better(ticked: TickedChain, tables: list[Floats], high: float, found: float
             raise SpecError(f"the best arch has too many near rivals ({counts.sum():,} in one step) to be told apart")
         cells = _ranges(step.starts[states], counts)
         parents = np.repeat(np.arange(len(states)), counts)
+        reached = np.isfinite(ticked.lowest[place][0, step.source[cells]])
+        cells, parents = cells[reached], parents[reached]
         source = step.source[cells]
         cost = costs[parents] + step.amounts[0, cells]
         gained = scores[parents] + step.amounts[1, cells]
-        # A beginning that costs this much has no more ticks than that; the best score up to there is the most it adds.
-        left = (high - cost - ticked.lowest[place][0, source] - ticked.error_low[place][0, source]) / tick
-        at = np.clip(left, -1, upto[place].shape[1] - 1).astype(np.int64)
-        most = np.where(left >= 0, upto[place][source, np.maximum(at, 0)] + gained, -math.inf)
-        kept = np.flatnonzero(most > found + scale)
-        kept = kept[_best_of_each(source[kept], cost[kept], gained[kept])]
+        # A beginning that leaves the whole within the limits has between so few and so many ticks; the best score
+        # there is the most it adds.
+        beginning = cost + ticked.lowest[place][0, source]
+        last = (high - beginning - ticked.error_low[place][0, source]) / tick
+        first = (low - beginning - ticked.error_high[place][0, source]) / tick
+        errors = float((ticked.error_high[place] - ticked.error_low[place]).max())
+        bests = _best_of_last(tables[place], (high - low + errors) / tick)
+        at = np.clip(last, -1, bests.shape[1] - 1).astype(np.int64)
+        most = np.where((last >= 0) & (first <= at), bests[source, np.maximum(at, 0)] + gained, -math.inf)
+        kept = np.flatnonzero(most > found + scales[1])
+        early = beginning[kept] < low  # the lower limit is not yet kept by every beginning
+        kept = kept[_rivals(source[kept], cost[kept], gained[kept], early, scales)]
         ways.append((step, cells[kept], parents[kept]))
         states, costs, scores = source[kept], cost[kept], gained[kept]
     if not len(states):
         return None
-    at = np.array([int(scores.argmax())])
+    chosen = np.array([int(scores.argmax())])
     arch = np.zeros((1, len(chain.sizes)), dtype=np.int16)
     for step, cells, parents in reversed(ways):
-        step.decide(arch, step.cells[cells[at]])
-        at = parents[at]
+        step.decide(arch, step.cells[cells[chosen]])
+        chosen = parents[chosen]
     best: Archs = arch[0]
     return best
+
+
+def _best_of_last(table: Floats, ticks: float) -> Floats:
+    """The best score of every state at each tick and in about `ticks` before it; never of fewer."""
+    if ticks + 2 >= table.shape[1]:
+        found: Floats = np.maximum.accumulate(table, axis=1)
+        return found
+    found, have, wanted = table, 1, int(ticks) + 2
+    while have < wanted:
+        step = min(have, wanted - have)
+        longer = found.copy()
+        np.maximum(longer[:, step:], found[:, :-step], out=longer[:, step:])
+        found, have = longer, have + step
+    return found
+
+
+def _rivals(groups: Ints, costs: Floats, scores: Floats, early: NDArray[np.bool_], scales: tuple[float, float]) -> Ints:
+    """Return which points of every group matter: of early ones the best of each cost, of others the undominated."""
+    first, late = np.flatnonzero(early), np.flatnonzero(~early)
+    rounded = np.rint(costs[first] / scales[0])
+    order = np.lexsort((-scores[first], rounded, groups[first]))
+    best = np.ones(len(order), dtype=np.bool_)
+    best[1:] = (np.diff(groups[first][order]) > 0) | (np.diff(rounded[order]) > 0)
+    return np.concatenate([first[order[best]], late[_best_of_each(groups[late], costs[late], scores[late])]])

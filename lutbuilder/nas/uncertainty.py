@@ -168,11 +168,15 @@ class Uncertainty:
         """
         if not 0.0 < limit < math.inf:
             raise SpecError(f"limit must be finite and positive, got {limit}")
+        return np.asarray(self.at_most(archs, confidence=confidence) <= limit)
+
+    def at_most(self, archs: NDArray[Any], *, confidence: float = LEVEL) -> Floats:
+        """Return what each arch costs at most, with probability `confidence` each, one-sided; shape (N,)."""
         if not 0.5 <= confidence < 1.0:
             raise SpecError(f"confidence is from 0.5 to below 1, got {confidence}")
         mid, half = self._half_widths(archs)
         half *= _quantile(confidence) / _quantile(0.5 + LEVEL / 2)
-        return np.asarray(mid + half <= limit)
+        return np.asarray(mid + half)
 
     def _half_widths(self, archs: NDArray[Any]) -> tuple[Floats, Floats]:
         """Return the cost of each arch and half its 95 % interval, shapes (N,)."""

@@ -7,9 +7,11 @@ Sources: He et al., AMC, ECCV 2018, and Yang et al., NetAdapt, ECCV 2018 (the wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 from lutbuilder.op import OpSpec
 from lutbuilder.spaces.published import ALEXNET_FC, Layer, alexnet, mobilenet_v1, mobilenet_v2
@@ -21,6 +23,20 @@ LADDER = (
     8, 16, 24, 32, 40, 48, 64, 72, 96, 104, 128, 160, 192, 200, 256, 320, 384, 392, 512, 640, 768, 776, 1024,
 )  # fmt: skip  # one list, one line
 _FC_STEP = 64
+KNOTS = 400  # ops of a large grid that are measured, about ten minutes; the others are imputed
+_LARGE, _WIDTHS = 1000, 100  # ops in all, and channels of one op at one place in the middle: from there on
+
+
+def knots(ops: Sequence[OpSpec]) -> int | None:
+    """Return how many of `ops` to measure, where most of many differ in channels alone; None: all of them.
+
+    A grid of widths is smooth, so the others can be imputed; kernels, bits or resolutions say little of each other.
+    """
+    if len(ops) <= _LARGE:
+        return None
+    places = [(op.kind, op.height, op.width, op.kernel, op.stride, op.act, op.w_bits, op.a_bits) for op in ops]
+    counts = Counter(places)
+    return KNOTS if median(counts[place] for place in places) >= _WIDTHS else None
 
 
 def amc_widths(full: int) -> tuple[int, ...]:

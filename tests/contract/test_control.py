@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,15 +20,16 @@ from lutbuilder.control.client import ControlClient
 from lutbuilder.control.control import Changes, Control
 from lutbuilder.control.order import Order
 from lutbuilder.control.servicer import add_to_server
-from lutbuilder.coordinator.artifacts import ArtifactShelf
-from lutbuilder.coordinator.schedule import Decision, HeldLease
+from lutbuilder.coordinator.artifacts import ArtifactShelf, build_artifact
+from lutbuilder.coordinator.schedule import Decision
 from lutbuilder.coordinator.service import Coordinator, serve
 from lutbuilder.coordinator.store import Store
 from lutbuilder.lut import Lut, publish, write_samples
 from lutbuilder_agent.errors import LutNotFound, SpecError, UnknownName, Unreachable, WireError
-from lutbuilder_agent.records import Failure
+from lutbuilder_agent.graph import LayerGraph
+from lutbuilder_agent.records import Failure, Format, Lease
 from tests.lut_examples import example_meta, example_row
-from tests.store_examples import OPS, SPEC, grant, raw, report, session
+from tests.store_examples import HELLO, OPS, SPEC, grant, raw, report, session
 
 DEPLOYMENTS = ["store", "coordinator", "loopback_grpc"]
 RUNNER = "c0ffee"
@@ -281,6 +282,30 @@ def test_a_cancelled_campaign_keeps_what_was_measured_and_its_first_reason(bench
     assert bench.api.campaigns(active_only=True).items == ()
 
 
+def test_a_lease_that_is_being_made_ready_is_listed_without_an_end(tmp_path: Path) -> None:
+    seen: list[float | None] = []
+
+    def build(graph: LayerGraph, format: Format) -> bytes:
+        seen.extend(lease.expires_in_s for lease in client.leases().items)
+        return build_artifact(graph, format)
+
+    store = Store.open(tmp_path / "campaigns.sqlite")
+    store.create_campaign(SPEC, now_s=1.0)
+    coordinator = Coordinator(store, ArtifactShelf(build=build), lambda campaign_id, report: Decision())
+    coordinator.offer(SPEC.key)
+    control = Control(store, coordinator=coordinator)
+    server = serve(coordinator, services=(lambda each: add_to_server(control, each),))
+    with contextlib.closing(ControlClient(server.address)) as client:
+        assert isinstance(coordinator.lease(coordinator.register(HELLO).session_id, "ok", 0.0), Lease)
+        (lease,) = client.leases().items
+    server.stop()
+    store.close()
+    assert seen
+    assert set(seen) == {None}
+    assert lease.expires_in_s is not None
+    assert 0.0 < lease.expires_in_s <= coordinator.ttl_s
+
+
 def test_leases_are_listed_with_who_holds_them(bench: Bench) -> None:
     session(bench.store, "s1")
     assert grant(bench.store, owner=RUNNER) is not None
@@ -289,21 +314,6 @@ def test_leases_are_listed_with_who_holds_them(bench: Bench) -> None:
     assert (lease.first_round, lease.rounds, lease.owner, lease.granted_s) == (0, 100, RUNNER, 2.0)
     (alice,) = bench.api.agents().items
     assert alice.lease_id == "l1"
-
-
-def test_a_lease_that_is_being_made_ready_for_its_agent_is_listed_too(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It cannot expire yet: whoever lists leases at that moment sees it without a time."""
-    session(bench.store, "s1")
-    assert grant(bench.store, owner=RUNNER) is not None
-    held = HeldLease(
-        lease_id="l1", epoch=1, campaign_id=SPEC.key, batch=0, session_id="s1", agent="alice",
-        first_round=0, rounds=100, deadline_s=math.inf,
-    )  # fmt: skip  # a list reads as a list
-    monkeypatch.setattr(Coordinator, "leases", lambda self: (held,))
-    (lease,) = bench.api.leases().items
-    assert (lease.lease_id, lease.expires_in_s) == ("l1", None)
 
 
 # --- tables

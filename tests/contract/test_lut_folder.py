@@ -70,6 +70,17 @@ def test_what_is_created_is_read_again_and_never_changes(luts: Place) -> None:
     assert folder.tables() == {NAME: (3,)}
 
 
+def test_a_place_is_checked_before_anything_is_published_and_holds_no_table_then(luts: Place) -> None:
+    folder = folder_at(luts)
+    for _ in range(2):
+        folder.check()
+        forget()  # as another process would
+    assert folder.tables() == {}
+    assert publish([example_row()], example_meta(), folder=luts).version == 1
+    folder.check()
+    assert folder.tables() == {NAME: (1,)}
+
+
 def test_versions_follow_each_other_and_are_listed_by_name(luts: Place) -> None:
     first = publish([example_row(example_op(0))], example_meta(), folder=luts)
     second = publish([example_row(example_op(1))], example_meta(), folder=luts, base=first)

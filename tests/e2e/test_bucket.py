@@ -16,11 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 from lutbuilder.cli.main import app
+from lutbuilder.control.serve import ServeOptions, serving
 from lutbuilder.doctor import check_luts
 from lutbuilder.lut import Lut, list_luts, publish, write_samples
 from lutbuilder.lut import remote as remote_module
 from lutbuilder.lut.folder import folder_at
-from lutbuilder.lut.remote import RemoteFolder, forget
+from lutbuilder.lut.remote import PROOF, RemoteFolder, forget
 from lutbuilder.lut.store import read_place
 from lutbuilder.urls import Url, place
 from lutbuilder_agent.errors import LutbuilderError, LutError, LutNotFound, LutNotWritable
@@ -413,6 +414,76 @@ def test_a_server_that_fails_is_told(luts: Url, server: BucketServer) -> None:
         with pytest.raises(LutError) as caught:
             call()
         assert str(luts) in one_line(caught.value)
+
+
+# --- before a coordinator serves
+
+
+def options(luts: Url, tmp_path: Path) -> ServeOptions:
+    return ServeOptions(luts=luts, listen="127.0.0.1:0", state_dir=tmp_path / "state", metrics=None)
+
+
+def test_a_coordinator_tries_its_bucket_by_few_requests_and_leaves_one_object_for_good(
+    luts: Url, server: BucketServer, tmp_path: Path
+) -> None:
+    for turn, most in (("first", 4), ("again", 3)):
+        server.requests.clear()
+        forget()  # as another process would
+        with serving(options(luts, tmp_path)):
+            pass
+        assert len(server.requests) <= most, turn
+        assert set(puts(server)) == {(PROOF, "*")}, "never without the condition"
+    listed = folder_at(luts.bucket)
+    assert isinstance(listed, RemoteFolder)
+    assert listed._listed(luts.bucket) == [("some", "luts", PROOF)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "told"),
+    [
+        ("PUT", PROOF, "cannot publish into s3://BUCKET/some/luts: "),
+        ("GET", "", "cannot list s3://BUCKET/some/luts: "),
+        ("HEAD", PROOF, f"cannot read s3://BUCKET/some/luts/{PROOF}: "),
+    ],
+)
+def test_a_right_that_is_missing_is_told_before_a_coordinator_serves(
+    luts: Url, server: BucketServer, tmp_path: Path, method: str, path: str, told: str
+) -> None:
+    denied = f"/{luts / path}".replace("s3://", "") if path else f"/{luts.bucket.rest}"
+
+    def deny(environ: dict[str, Any]) -> tuple[str, bytes] | None:
+        asked = (environ["REQUEST_METHOD"], environ["PATH_INFO"].rstrip("/"))
+        return ("403 Forbidden", PRECONDITION % b"AccessDenied") if asked == (method, denied) else None
+
+    server.before = deny
+    with pytest.raises(LutError) as caught, serving(options(luts, tmp_path)):
+        pytest.fail("it serves")
+    text = one_line(caught.value)
+    assert text.startswith(told.replace("BUCKET", luts.bucket.rest)), text
+    assert "the credentials do not allow it" in text
+    assert text.endswith("s3:PutObject): put that right, or choose another folder: --luts DIR|URL")
+    assert not (tmp_path / "state").exists(), "nothing has begun"
+    server.before = None
+    with serving(options(luts, tmp_path)):
+        pass
+
+
+def test_a_bucket_that_forgets_or_is_not_there_or_is_silent_is_told_before_a_coordinator_serves(
+    luts: Url, server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(where: Url) -> str:
+        with pytest.raises(LutNotWritable) as caught, serving(options(where, tmp_path)):
+            pytest.fail("it serves")
+        return one_line(caught.value)
+
+    assert "there is no bucket s3://nobodys: make it, or check the endpoint (AWS_ENDPOINT_URL)" in refused(
+        Url("s3", "nobodys/luts")
+    )
+    server.before = lambda environ: environ.pop("HTTP_IF_NONE_MATCH", None) and None
+    assert refused(luts).endswith("Upgrade it, or choose another folder: --luts DIR"), "nothing is measured yet"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    forget()
+    assert "check the network, and the endpoint (AWS_ENDPOINT_URL)" in refused(luts)
 
 
 @pytest.mark.parametrize(

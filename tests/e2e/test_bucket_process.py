@@ -15,6 +15,7 @@ from lutbuilder.lut.folder import folder_at
 from lutbuilder.lut.remote import forget
 from lutbuilder.lut.store import read_place
 from lutbuilder.urls import Url, place
+from lutbuilder_agent.errors import LutNotWritable
 from tests.bucket import SECRET, BucketServer, bucket_server
 from tests.desk import NAME
 from tests.fleet import Lab
@@ -59,6 +60,15 @@ def bucket(server: BucketServer) -> Url:
     found = place(f"s3://{server.make_bucket()}/luts")
     assert isinstance(found, Url)
     return found
+
+
+def test_serve_ends_at_its_start_where_its_bucket_is_not_there(lab: Lab, server: BucketServer) -> None:
+    ended = lab.run(*lab.serving, "--luts", "s3://nobodys/luts")
+    assert (ended.status, ended.json["error"]["code"]) == (LutNotWritable.exit_status, LutNotWritable.code)
+    assert ended.error.startswith("error[lut_not_writable]: cannot publish into s3://nobodys/luts: there is no bucket")
+    assert ended.error.endswith("or choose another folder: --luts DIR|URL")
+    assert SECRET not in ended.out + ended.err
+    assert not lab.state.exists()
 
 
 def test_a_coordinator_and_somebody_who_measures_alone_publish_into_one_bucket_at_once_and_lose_nothing(

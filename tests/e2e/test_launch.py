@@ -21,7 +21,6 @@ from tests.desk import PATIENCE_S
 from tests.fleet import Lab
 
 RECIPES = ("systemd", "slurm", "kubernetes", "ray")
-N_NODES = 2
 
 
 @pytest.fixture
@@ -61,10 +60,6 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
-
-
-def names_of(lab: Lab) -> set[str]:
-    return {agent["name"] for agent in lab.ask("agents")["agents"]}
 
 
 def with_tls(lab: Lab) -> tuple[str, str]:
@@ -177,61 +172,7 @@ def test_systemd_itself_finds_nothing_wrong_with_the_units(launch: Path, tmp_pat
     assert (done.returncode, ours) == (0, []), done.stderr
 
 
-# --- Slurm
-
-SRUN = """
-# Runs the task once a node, as srun does, and passes signals on.
-while [[ "$1" == --* ]]; do shift; done
-pids=()
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
-for ((node = 1; node <= SLURM_NNODES; node++)); do
-  SLURMD_NODENAME="node$node" SLURM_PROCID=$((node - 1)) LUTBUILDER_AGENT_STATE="$FAKE_NODES/node$node" "$@" &
-  pids+=($!)
-done
-status=0
-for pid in "${pids[@]}"; do
-  while kill -0 "$pid" 2>/dev/null; do wait "$pid"; last=$?; done
-  [ "${last:-0}" = 0 ] || status=$last
-done
-exit $status
-"""
-SBATCH = """
-# Runs a copy of the script, as slurmd does, with what its #SBATCH lines say.
-cp "$1" "$FAKE_NODES/slurm_script"
-chmod +x "$FAKE_NODES/slurm_script"
-shift
-export SLURM_JOB_ID=1 SLURM_SUBMIT_DIR="$PWD"
-exec "$FAKE_NODES/slurm_script" "$@"
-"""
-
-
-def test_a_slurm_job_runs_an_agent_per_node_and_ends_them_gently(
-    lab: Lab, launch: Path, programs: Path, tmp_path: Path
-) -> None:
-    lab.serve()
-    script(programs / "srun", SRUN)
-    script(programs / "sbatch", SBATCH)
-    nodes = tmp_path / "nodes"
-    nodes.mkdir()
-    env = environ(lab, programs, LUTBUILDER_COORDINATOR=lab.address, SLURM_NNODES=str(N_NODES), FAKE_NODES=str(nodes))
-    batch = launch / "slurm" / "agents.sbatch"
-    job = subprocess.Popen(
-        ["sbatch", str(batch), "--runtimes", "simulated"],
-        cwd=launch, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip  # a command and where it runs
-    try:
-        until(lambda: names_of(lab) == {"node1", "node2"})
-        agents = [pid for pid in lab.processes("lutbuilder_agent run")]
-        assert len(agents) >= N_NODES
-        for pid in agents:  # scancel and --signal=TERM@120 tell the tasks of every node
-            os.kill(pid, signal.SIGTERM)
-        _, err = job.communicate(timeout=PATIENCE_S)
-    finally:
-        job.kill()
-        job.wait()
-    assert "Traceback" not in err
-    assert lab.processes("lutbuilder_agent run") == []
-    assert job.returncode in (0, 128 + signal.SIGTERM), err
+# --- Slurm: what a real one does with it is in test_slurm.py
 
 
 def test_a_slurm_job_says_what_it_lacks(launch: Path, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Stock `ofa` reads exported tables unchanged and predicts what lutbuilder predicts, to a billionth of a ms."""
+"""Stock `ofa` reads exported tables unchanged and predicts what lutbuilder predicts, to a billionth of a ms.
+
+The package comes from the package index, once. Where that cannot be reached the tests are skipped with what pip said,
+except in CI (environment CI=true): there they fail with it, so that this promise is never left unchecked unseen.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,22 @@ def ofa(root: Path) -> Path:
     """The Python of the package's own environment; built once, kept in the checkout."""
     command = [sys.executable, str(root / "tools" / "ofa_venv.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"needs the package index to install ofa and PyYAML 5: {done.stderr[-300:]}")
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    return python_or_reason(done.returncode, done.stdout, done.stderr, ci=os.environ.get("CI") == "true")
+
+
+def python_or_reason(status: int, out: str, err: str, *, ci: bool) -> Path:
+    """What tools/ofa_venv.py printed; without the package a skip that gives the reason, in CI a failure with it."""
+    if status:
+        reason = f"the environment of stock ofa cannot be built, which needs the package index: {err.strip()[-300:]}"
+        (pytest.fail if ci else pytest.skip)(reason)
+    return Path(out.strip())
+
+
+def test_without_the_package_ci_fails_with_the_reason_and_others_skip_with_it() -> None:
+    for ci, outcome in ((True, pytest.fail.Exception), (False, pytest.skip.Exception)):
+        with pytest.raises(outcome, match="needs the package index: no network here"):
+            python_or_reason(1, "", "no network here", ci=ci)
+    assert python_or_reason(0, "/there/python\n", "", ci=True) == Path("/there/python")
 
 
 def published(folder: Path, space: str, *, seed: int) -> Lut:

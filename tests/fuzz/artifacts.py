@@ -23,7 +23,7 @@ from lutbuilder_agent.errors import ArtifactCorrupt
 from lutbuilder_agent.records import Format, LeasedOp, Plan
 from lutbuilder_agent.runtimes.probe import probe_artifact
 from lutbuilder_agent.worker import Worker
-from tests.fuzz.mutations import damaged, most_bytes, mutated_message
+from tests.fuzz.mutations import damaged, mutated_message, peak_bytes
 from tests.lut_examples import example_op
 
 _RUNTIMES: tuple[tuple[str, Format], ...] = (("simulated", "graph"), ("onnxruntime", "onnx"), ("litert", "tflite"))
@@ -87,8 +87,9 @@ def fuzz(seed: int, artifacts: int) -> dict[str, object]:
                 *fates, good = measured(Path(folder), runtime, format, [*made, raw])
             assert good == "measured", f"a good artifact among bad ones of {runtime}, lease {first}: {good}"
             tally[runtime].update(fates)
-            began = began or most_bytes()
-    return {"artifacts": tally, "grown_bytes": most_bytes() - began}
+            began = began or peak_bytes()
+    grown = peak_bytes() - began
+    return {"artifacts": tally, "grown_bytes": grown}
 
 
 if __name__ == "__main__":

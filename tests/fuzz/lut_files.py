@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lutbuilder.lut import Lut, publish
 from lutbuilder_agent.errors import LutbuilderError
-from tests.fuzz.mutations import damaged, most_bytes
+from tests.fuzz.mutations import damaged, peak_bytes
 from tests.lut_examples import example_meta, example_op, example_row
 
 SLOWEST_S = 1.0
@@ -43,6 +43,7 @@ def load_all(path: Path, seed: int, first: int, stop: int) -> None:
     """Child: load one file after another; say before each which it is, and after it what came of it."""
     raw = path.read_bytes()
     wanted = Lut.load(path).content_hash
+    given = peak_bytes()
     target = path.with_name("damaged.parquet")
     for number in range(first, stop):
         print(json.dumps({"at": number}), flush=True)
@@ -62,11 +63,12 @@ def load_all(path: Path, seed: int, first: int, stop: int) -> None:
         if took_s > SLOWEST_S:
             how = f"took {took_s:.1f} s of CPU"
         print(json.dumps({"of": number, "how": how}), flush=True)
-    print(json.dumps({"peak": most_bytes()}), flush=True)
+    peak = peak_bytes()
+    print(json.dumps({"given": given, "peak": peak}), flush=True)
 
 
 def fuzz(seed: int, files: int) -> dict[str, object]:
-    """Return how many ended how, what broke, and the most memory a child has held."""
+    """Return how many ended how, what broke, and the most memory a child has held beyond what it came with."""
     tally: Counter[str] = Counter()
     broken: dict[int, str] = {}
     peak, number = 0, 0

@@ -48,7 +48,7 @@ from lutbuilder_agent.wire.join import add_join_to_server, add_security_to_serve
 from lutbuilder_agent.wire.join_api import JoinAsk, Revocation, TokenAsk
 from lutbuilder_agent.wire.servicer import add_to_server as add_agents
 from lutbuilder_agent.wire.status import CODE_KEY, STATUS
-from tests.fuzz.mutations import most_bytes, mutated_message
+from tests.fuzz.mutations import mutated_message, peak_bytes
 from tests.lut_examples import example_meta, example_row
 from tests.store_examples import HELLO, OPS, SPEC, report
 
@@ -369,7 +369,8 @@ def over_loopback(seed: int, messages: int) -> Counter[str]:
 def main(seed: int, messages: int, loopback: int) -> None:
     """Run both, and print the tally and the most memory this process has held."""
     tally, sent = fuzz(seed, messages), over_loopback(seed, loopback)
-    print(json.dumps({"handlers": tally, "loopback": sent, "peak_bytes": most_bytes()}))
+    peak = peak_bytes()
+    print(json.dumps({"handlers": tally, "loopback": sent, "peak_bytes": peak}))
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ class _Field:
         return key + (varint(len(self.value)) if self.kind == _BYTES else b"") + self.value
 
 
-def most_bytes() -> int:
-    """Return the most memory this process has held; getrusage counts what its parent held when it was started, too."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
+def peak_bytes() -> int:
+    """Return the most memory this program ever had. `ru_maxrss` would count the parent's, from before exec, as ours."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def varint(number: int) -> bytes:

@@ -23,8 +23,10 @@ from lutbuilder.campaign.calibrated import (
     transfer_rows,
     with_calibration,
 )
-from lutbuilder.campaign.collect import Draft, Pool, missing
+from lutbuilder.campaign.collect import missing
+from lutbuilder.campaign.draft import Draft
 from lutbuilder.campaign.estimates import Summary
+from lutbuilder.campaign.evidence import Evidence
 from lutbuilder.campaign.plan import overhead_op
 from lutbuilder.campaign.request import CalibrateRequest
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec
@@ -181,6 +183,12 @@ def test_the_constant_of_an_affine_fit_is_the_call_overhead_of_the_ops_that_netw
     for found in made.rows:
         first = overhead_op(found.op) == overhead_op(stem)
         assert found.call_overhead_ms == pytest.approx(CALL_MS + 0.2 if first else CALL_MS, abs=0.01)
+
+
+@pytest.mark.parametrize(("cache", "has"), [("cold", True), ("rotating", False)])
+def test_in_the_cold_form_only_the_ops_that_every_network_has_once_may_be_off_together(cache: str, has: bool) -> None:
+    made = calibrated(COLD, tuple(replace(row, cache=cache) for row in ROWS))
+    assert ("ends" in made.report.scales) is has
 
 
 def test_a_table_that_is_right_is_left_alone() -> None:
@@ -349,12 +357,15 @@ def a_draft(rows: Sequence[Row], nets: Sequence[CampaignOp], estimates: Mapping[
         rows=tuple(rows),
         meta=example_meta(),
         summary=Summary(visits=visits, drift=fit(visits), by_id=estimates, rows=()),
-        pool=Pool(
+        evidence=Evidence(
             campaign_ids=("c",),
             ops=(*(CampaignOp.of(op) for op in OPS), *nets),
             failures=(),
+            agents={"s1": "me"},
             sessions=("s1",),
-            spaces=("proxyless",),
+            purpose="collect",
+            precision=0.01,
+            reason="precision",
         ),
     )
 

@@ -20,6 +20,7 @@ from lutbuilder.lut import Lut, Row, publish
 from lutbuilder.lut.lut import collect_command
 from lutbuilder.nas.compiled import compile_space
 from lutbuilder.op import OpSpec
+from lutbuilder.spaces.grid import knots
 from lutbuilder.spaces.summary import arch_text, choices, joined, listed, stages
 from lutbuilder_agent.errors import OpNotInLut
 from tests.lut_examples import CACHE, example_meta, failed_row
@@ -142,6 +143,27 @@ def test_what_is_missing_is_listed_with_the_command_that_measures_it(cli: Cli, t
     told = json.loads(cli(f"spaces coverage proxyless {lut.spec} --json")[1])
     assert (told["complete"], told["covered"], told["command"]) == (False, {"measured": 68}, command)
     assert [op["op_id"] for op in told["missing"]] == [op.op_id for op in ops[-2:]]
+
+
+@pytest.mark.parametrize(
+    ("space", "max_ops"),
+    [("amc", " --max-ops 400"), ("amc-v2", " --max-ops 400"), ("netadapt", " --max-ops 400"),
+     ("netadapt-step32", " --max-ops 400"), ("netadapt-alexnet", " --max-ops 400"),
+     ("amc-ladder", ""), ("ofa_mbv3-fine", ""), ("ofa_resnet50", ""), ("attentivenas", "")],
+)  # fmt: skip  # a space and its option
+def test_of_a_large_grid_of_widths_some_are_measured_and_others_imputed(
+    tmp_path: Path, space: str, max_ops: str
+) -> None:
+    ops = spaces.get(space).ops()
+    assert (f" --max-ops {knots(ops)}" if knots(ops) else "") == max_ops
+    lut = table_of(ops[:1], tmp_path)
+    assert str(lut.missing(ops[1:], space=space)).endswith(f"--space {space} --runtime onnxruntime --bs 1{max_ops}")
+
+
+def test_coverage_of_a_large_grid_prints_a_command_that_measures_some(cli: Cli, tmp_path: Path) -> None:
+    lut = table_of(spaces.get("proxyless").ops()[:1], tmp_path)
+    (command,) = re.findall(r"^ +measure them +(.*)$", cli(f"spaces coverage netadapt-step32 {lut.spec}")[1], re.M)
+    assert command.endswith("--space netadapt-step32 --runtime onnxruntime --bs 1 --max-ops 400")
 
 
 def test_many_missing_ops_are_listed_when_asked_for(cli: Cli, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lutbuilder.campaign.collect import timer, with_calls
+from lutbuilder.campaign.collect import timer
+from lutbuilder.campaign.draft import with_calls
 from lutbuilder.coordinator.store import RawVisit, Store
 from lutbuilder.lut import Row
 from lutbuilder.op import OpSpec
@@ -14,16 +15,6 @@ from lutbuilder_agent.records import AgentHello, Fingerprint, RuntimeReport, Tim
 
 OPS = [OpSpec(kind="conv", in_channels=n, out_channels=8, height=8, width=8, kernel=3) for n in (4, 8, 12)]
 COLD, WARM, NEVER = OPS
-
-
-class Visited:
-    """A store of these visits; `with_calls` asks nothing else of one."""
-
-    def __init__(self, timings: Sequence[Timing]) -> None:
-        self._timings = timings
-
-    def raw_visits(self, campaign_ids: Sequence[str]) -> Iterator[RawVisit]:
-        return (RawVisit(campaign_id=c, session_id="s", timing=t) for c in campaign_ids for t in self._timings)
 
 
 def timing(op: OpSpec, samples: Sequence[int], *, throttled: tuple[int, ...] | None) -> Timing:
@@ -34,11 +25,11 @@ def timing(op: OpSpec, samples: Sequence[int], *, throttled: tuple[int, ...] | N
 
 
 def test_a_row_says_whether_its_op_was_warm_and_how_many_of_its_calls_ran_throttled() -> None:
-    store = Visited(
-        [timing(COLD, (130, 100, 100, 100), throttled=(3,))] * 10 + [timing(WARM, (100,) * 4, throttled=None)] * 10
-    )
+    timings = [timing(COLD, (130, 100, 100, 100), throttled=(3,))] * 10
+    timings += [timing(WARM, (100,) * 4, throttled=None)] * 10
+    visits = [RawVisit(campaign_id="c", session_id="s", timing=one) for one in timings]
     rows = [Row.of(op, latency_ms=1.0) for op in OPS]
-    cold, warm, never = with_calls(rows, store, ["c"])  # type: ignore[arg-type]  # a store of one method
+    cold, warm, never = with_calls(rows, visits)
     assert (cold.settled, cold.throttled_fraction) == (False, 0.25)
     assert (warm.settled, warm.throttled_fraction) == (True, None)
     assert never == rows[2], "of a row that rests on no visits of its own nothing is known"

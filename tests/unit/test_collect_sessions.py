@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lutbuilder.campaign.collect import in_line
+from lutbuilder.campaign.draft import in_line
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.stats.records import Visits
 from tests.lut_examples import example_op

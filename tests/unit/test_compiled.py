@@ -292,6 +292,21 @@ def test_value_number_out_of_range_is_named_whatever_the_integer_type(number: in
                     compiled.predict(archs)
 
 
+def test_negative_bytes_are_found_where_a_variable_has_more_values_than_a_byte_says() -> None:
+    many = SearchSpace(
+        name="many",
+        variables=(Variable(name="v", values=tuple(range(300))),),
+        sites=(Site(name="s", scope=("v",), op=lambda a: conv(3, 1 + int(a["v"]))),),
+    )
+    compiled = compile_space(many, FunctionTable(name="by channels", cost=lambda op: float(op.out_channels)))
+    for n in (5, 3000):
+        archs = np.full((n, 1), 127, np.int8)
+        assert compiled.predict(archs).tolist() == [128.0] * n
+        archs[3] = -1
+        with pytest.raises(SpecError, match="v is a value number from 0 to 299, got -1"):
+            compiled.predict(archs)
+
+
 @pytest.mark.parametrize("wrong", [np.zeros((2, 2), dtype=int), np.zeros(3, dtype=int), np.zeros((2, 3))])
 def test_archs_of_another_shape_or_type_are_refused(wrong: NDArray[Any]) -> None:
     with pytest.raises(ShapeError, match=r"integers of shape \(N, 3\) for space 'example'"):

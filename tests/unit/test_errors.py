@@ -46,6 +46,7 @@ def test_released_codes_and_exit_statuses_stay():
         "lut_conflict": 65,
         "lut_not_writable": 73,
         "lut_noisy": 65,
+        "samples_missing": 66,
         "bad_table": 65,
         "op_not_in_lut": 66,
         "interrupted": 130,

@@ -873,6 +873,28 @@ def test_a_missing_op_of_the_preset_is_listed(tmp_path: Path):
         export_table(lut, tmp_path / "o.yaml", format="proxyless-yaml", tool_version="0")
 
 
+@pytest.mark.parametrize("column", ["latency_ms", "energy_mj"])
+def test_all_that_apqs_table_lacks_is_counted_with_the_command_that_lists_it(tmp_path: Path, column: str):
+    ops = spaces.get("apq").ops()
+    rows = [example_row(op, energy_mj=None if n < 30 else 0.1) for n, op in enumerate(ops)]
+    rows = rows[30:] if column == "latency_ms" else rows
+    lut = publish(rows, example_meta(spaces=("apq",)), folder=tmp_path)
+    with pytest.raises(OpNotInLut) as told:
+        export_table(lut, tmp_path / "apq.dict", format="apq-json", tool_version="0")
+    named = ", ".join(op.label() for op in ops[:8])
+    assert f"no {column} of the evidence asked for, of 30 ops: {named} and 22 more. " in str(told.value)
+    assert str(told.value).endswith(f"how to measure it: lutbuilder spaces coverage apq {lut.spec}")
+    assert not (tmp_path / "apq.dict").exists()
+
+
+def test_all_layers_that_a_pickle_lacks_are_counted_at_once(tmp_path: Path):
+    rows, meta = measured("netadapt-step32")
+    lut = publish(rows[:3], meta, folder=tmp_path)
+    n_timed = sum(row.op.kind not in ("max_pool", "global_pool") for row in rows[3:])
+    with pytest.raises(OpNotInLut, match=f"asked for, of {n_timed} ops: "):
+        export_table(lut, tmp_path / "n.pkl", format="netadapt-pickle", tool_version="0", allow_pickle=True)
+
+
 @dataclass(frozen=True)
 class Visit:
     campaign_id: str

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lutbuilder import spaces
 from lutbuilder.nas import pareto
-from lutbuilder.nas.budget import AdditiveScore, Budget
+from lutbuilder.nas.budget import AdditiveScore, Budget, Feasible
 from lutbuilder.nas.compiled import CompiledSpace, FunctionTable, compile_space
 from lutbuilder.nas.pareto import best_under, pareto_front
 from lutbuilder.spaces import SearchSpace
@@ -158,6 +158,136 @@ def test_latency_against_energy_is_a_front_too() -> None:
     ]
 
 
+# --- A lower limit
+
+
+def window_of(costs: NDArray[Any], low: float, high: float) -> Budget:
+    low, high = sorted([low, high])
+    return Budget(float(np.quantile(costs, high)), min_cost=float(np.quantile(costs, low)))
+
+
+@given(
+    st.booleans().flatmap(lambda whole: priced_spaces(whole=whole)),
+    st.integers(0, 2**32),
+    st.booleans(),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+@settings(max_examples=120, deadline=None)
+def test_best_and_front_of_a_window_are_those_of_the_list(
+    priced: tuple[SearchSpace, FunctionTable], seed: int, dearer_is_worse: bool, low: float, high: float
+) -> None:
+    space, table = priced
+    compiled = compile_space(space, table)
+    score = AdditiveScore.of_costs(compiled) if dearer_is_worse else random_score(space, seed)
+    costs, scores = listed(compiled, score)
+    finite = np.isfinite(costs)
+    if not finite.any():
+        return
+    window = window_of(costs[finite], low, high)
+    within = window.holds(costs)
+    best = best_under(compiled, score, window) if within.any() else None
+    if best is None:
+        for ask in (
+            lambda: best_under(compiled, score, window),
+            lambda: pareto_front(compiled, score, budget=window),
+            lambda: pareto_front(compiled, score, budget=window, tick=0.1),
+        ):
+            with pytest.raises(Infeasible):
+                ask()
+        return
+    assert window.holds(np.array([best.cost])).all()
+    assert best.score == pytest.approx(scores[within].max())
+    assert (best.cost, best.score) == pytest.approx((compiled.predict(best.arch[None])[0], score(best.arch[None])[0]))
+    wanted = listed_front(costs[within], scores[within])
+    front = pareto_front(compiled, score, budget=window)
+    assert list(zip(front.costs, front.scores, strict=True)) == [pytest.approx(point) for point in wanted]
+    ticked = pareto_front(compiled, score, budget=window, tick=0.1)
+    assert window.holds(ticked.costs).all()
+    assert len(ticked.costs) > 0
+    first, last = window.min_cost + ticked.cost_error, window.max_cost - ticked.cost_error
+    for cost, scored in zip(costs[within], scores[within], strict=True):
+        if first <= cost <= last:
+            assert ticked.costs[ticked.scores >= scored - 1e-9].min() <= cost + ticked.cost_error + 1e-9
+
+
+@given(
+    priced_spaces(),
+    st.integers(0, 2**32),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=120, deadline=None)
+def test_the_best_is_found_from_any_guess(
+    priced: tuple[SearchSpace, FunctionTable], seed: int, low: float, high: float, guess: int
+) -> None:
+    """The guess from ticks is nearly always the best already; what improves it is asked to begin anywhere."""
+    space, table = priced
+    compiled, score = compile_space(space, table), random_score(space, seed)
+    costs, scores = listed(compiled, score)
+    finite = np.isfinite(costs)
+    if not finite.any():
+        return
+    for window in (window_of(costs[finite], low, high), Budget(float(np.quantile(costs[finite], high)))):
+        within = np.flatnonzero(window.holds(costs))
+        if not len(within):
+            continue
+        any_one = every_arch(space)[within[guess % len(within)]] if guess % 3 else None  # none: archs are drawn
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pareto, "_first_guess", lambda *_, any_one=any_one: any_one)
+            best = best_under(compiled, score, window)
+        assert window.holds(np.array([best.cost])).all()
+        assert best.score == pytest.approx(scores[within].max())
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_a_window_of_proxyless_holds_the_best_of_its_front(rising: bool) -> None:
+    """2e17 archs, and where dearer is worse no front without a lower limit has any of those."""
+    space = spaces.get("proxyless")
+    compiled = compile_space(space, UNEVEN)
+    rng = np.random.default_rng(2)
+    if rising:
+        score = AdditiveScore(space=space, values=[rng.random(size) for size in space.sizes])
+    else:
+        costly = AdditiveScore.of_costs(compiled)
+        score = AdditiveScore(
+            space=space, values=[0.01 * rng.random(size) for size in space.sizes], tables=costly.tables
+        )
+    low, high = compiled.min_over(), compiled.max_over()
+    for share in (0.3, 0.9):
+        floor = low + share * (high - low)
+        window = Budget(floor + 0.02 * (high - low), min_cost=floor)
+        best = best_under(compiled, score, window)
+        assert window.holds(np.array([best.cost])).all()
+        front = pareto_front(compiled, score, budget=window, tick=(high - low) / 4000)
+        assert window.holds(front.costs).all()
+        assert front.scores[-1] <= best.score + 1e-9
+        surely = front.costs >= best.cost - front.cost_error
+        assert best.score - front.scores[-1] <= 1e-9 or surely[-1]
+        drawn = Feasible(compiled, window).sample(rng, 500)
+        assert score.score(drawn).max() <= best.score + 1e-9
+        narrow = Budget(floor + 1e-6 * (high - low), min_cost=floor)  # narrower than a tick of any table
+        inside = best_under(compiled, score, narrow)
+        assert narrow.holds(np.array([inside.cost])).all()
+        assert score.score(drawn).mean() < inside.score <= best.score + 1e-9
+
+
+def test_an_empty_window_names_what_is_beside_it() -> None:
+    compiled = compile_space(EXAMPLE, EXAMPLE_TABLE)
+    score = random_score(EXAMPLE, 0)
+    for budget, says in (
+        (Budget(9.0, min_cost=8.0), r"costs at most 9, at least 8 in latency_ms; archs cost 3 to 7\.1"),
+        (Budget(3.5, min_cost=3.1), r"costs at most 3\.5, at least 3\.1 in latency_ms; archs cost 3 to 7\.1"),
+    ):
+        with pytest.raises(Infeasible, match=says):
+            best_under(compiled, score, budget)
+        with pytest.raises(Infeasible, match=says):
+            pareto_front(compiled, score, budget=budget)
+        with pytest.raises(Infeasible, match=says):
+            pareto_front(compiled, score, budget=budget, tick=0.1)
+
+
 # --- What cannot be
 
 
@@ -174,8 +304,6 @@ def test_impossible_budget_names_the_cheapest() -> None:
 
 def test_nonsense_is_refused() -> None:
     compiled = compile_space(EXAMPLE, EXAMPLE_TABLE)
-    with pytest.raises(SpecError, match="leave out the budget's min_cost"):
-        best_under(compiled, random_score(EXAMPLE, 0), Budget(5.0, min_cost=4.0))
     with pytest.raises(SpecError, match="score of space 'gated' does not fit space 'example'"):
         best_under(compiled, random_score(GATED, 0), Budget(5.0))
     with pytest.raises(SpecError, match="a tick is above 0"):

@@ -181,16 +181,18 @@ ACCURACY = {
 class Recorder:
     """Answers commands as `lutbuilder --json` would, and fails where it was told to."""
 
-    def __init__(self, fail_at: str = "") -> None:
+    def __init__(self, fail_at: str = "", *, table: str = "d/simulated-fp32-bs1") -> None:
         self.commands: list[list[str]] = []
         self.fail_at = fail_at
+        self.table = table
 
     def __call__(self, words: Sequence[str]) -> dict[str, Any]:
         self.commands.append(list(words))
         if self.fail_at and self.fail_at in words:
             raise CommandFailed("it broke", 1)
         if words[0] == "collect":
-            return {"lut": {"path": "luts/d/n/v0001.parquet"}, "wall_s": 178.4, "rounds": 130, "stop_reason": "budget"}
+            lut = {"name": self.table, "path": "luts/d/n/v0001.parquet"}
+            return {"lut": lut, "wall_s": 178.4, "rounds": 130, "stop_reason": "budget"}
         if words[0] == "calibrate":
             return {}
         again = "--networks" in words
@@ -244,6 +246,18 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path: Path) ->
     assert nothing.commands == []
 
 
+def test_a_cache_state_is_asked_for_once_and_told_by_the_table(tmp_path: Path) -> None:
+    run = Recorder(table="d/simulated-fp32-bs1-t2-cold")
+    cold = run_session(1, replace(OPTIONS, cache="cold"), tmp_path / "cold", run)
+    assert [words[words.index("--cache") + 1] for words in run.commands if "--cache" in words] == ["cold"]
+    assert "--cache" in run.commands[0], "what follows times in the state of the table it is given"
+    usual = run_session(1, OPTIONS, tmp_path / "usual", run := Recorder())
+    assert not any("--cache" in words for words in run.commands)
+    assert (cold.cache, usual.cache) == ("cold", "rotating")
+    told = next(line for line in lines([cold], OPTIONS) if line.startswith("cache"))
+    assert told.split() == ["cache", "cold"]
+
+
 def test_calibration_may_be_left_out(tmp_path: Path) -> None:
     run = Recorder()
     assert run_session(1, replace(OPTIONS, calibrate=0), tmp_path, run).calibrated is None
@@ -265,7 +279,13 @@ def test_a_folder_belongs_to_one_set_of_options(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match=r"rounds 24, now 48\); choose another --folder") as refused:
         check_options(replace(OPTIONS, rounds=48), tmp_path)
     assert refused.value.status == 65
-    assert json.loads((tmp_path / "options.json").read_text())["rounds"] == 24
+    stored = json.loads((tmp_path / "options.json").read_text())
+    assert stored["rounds"] == 24
+    with pytest.raises(CommandFailed, match=r"cache None, now 'cold'\)"):
+        check_options(replace(OPTIONS, cache="cold"), tmp_path)
+    del stored["cache"]
+    (tmp_path / "options.json").write_text(json.dumps(stored))
+    check_options(OPTIONS, tmp_path)  # begun before there was that option
 
 
 def test_the_table_has_a_column_for_every_session_and_the_goals(tmp_path: Path) -> None:

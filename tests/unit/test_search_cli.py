@@ -20,7 +20,7 @@ from lutbuilder.lower import lower
 from lutbuilder.lut import Lut, Row, publish
 from lutbuilder.nas.compiled import compile_space
 from lutbuilder.nas.search import Progress, StateFile
-from lutbuilder.nas.search.request import METHODS, ColumnLimit, SearchRequest, run
+from lutbuilder.nas.search.request import METHODS, ONE_LIMIT, ColumnLimit, SearchRequest, fitting, run
 from lutbuilder.networks import read_networks
 from lutbuilder_agent.errors import Infeasible, OpNotInLut, SpecError, UnknownName
 from tests.lut_examples import example_meta, example_row
@@ -134,7 +134,8 @@ def test_a_search_shows_its_best_networks_and_keeps_the_limit(cli, lut):
     status, out, err = cli(
         f"search proxyless {lut.path} --limit 9ms --accuracy mine:accuracy --generations 5 --population 20 --top 3"
     )
-    assert (status, err) == (0, f"searching proxyless by the costs of {lut.name}@1\n")
+    told = rf"searching proxyless by the costs of {lut.name}@1\n\[generation 0/5\] .*, 20 scored, best .* ms\n"
+    assert (status, bool(re.fullmatch(told, err))) == (0, True)
     assert "evolution search of proxyless" in out
     assert "9 ms of latency_ms" in out
     assert len(re.findall(r"layer1\.\.layer21=k", out)) == 3
@@ -150,8 +151,8 @@ def test_json_holds_everything_and_the_seed_fixes_it(cli, lut):
     assert one == again
     assert one["archs"] != other["archs"]
     assert one["limits"] == [
-        {"column": "latency_ms", "max_cost": 9.0, "min_cost": None},
-        {"column": "energy_mj", "max_cost": 11.0, "min_cost": None},
+        {"column": "latency_ms", "max_cost": 9.0, "min_cost": None, "confidence": None},
+        {"column": "energy_mj", "max_cost": 11.0, "min_cost": None, "confidence": None},
     ]
     space = spaces.get("proxyless")
     for found in one["archs"]:
@@ -162,6 +163,39 @@ def test_json_holds_everything_and_the_seed_fixes_it(cli, lut):
             assert cost <= most
         assert (space.encode(found["arch"]) == encoding[0]).all()
     assert one["n_scored"] == 16 + 4 * 16
+
+
+def test_networks_count_as_below_the_limit_only_at_the_confidence_asked_for(cli, root, tmp_path, monkeypatch):
+    space = spaces.get("proxyless")
+    rows = [
+        replace(row(op), latency_lo_ms=0.9 * row(op).latency_ms, latency_hi_ms=1.1 * row(op).latency_ms)
+        for op in space.ops()
+    ]
+    lut = publish(rows, example_meta(spaces=("proxyless",)), folder=tmp_path)
+    compiled = compile_space(space, lut)
+    by_size = (root / "examples" / "accuracy_by_size.py").read_text(encoding="utf-8")  # more arithmetic is better
+    (tmp_path / "accuracy_by_size.py").write_text(by_size, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "accuracy_by_size", raising=False)
+    line = f"search proxyless {lut.path} --limit 6ms --accuracy accuracy_by_size:accuracy --generations 20"
+
+    def sure(told: dict) -> list[bool]:
+        archs = np.array([arch["encoding"] for arch in told["archs"]])
+        return compiled.uncertainty.surely_below(archs, 6.0, confidence=0.99).tolist()
+
+    told = json.loads(cli(f"{line} --confidence 99% --json")[1])
+    assert told["limits"][0]["confidence"] == 0.99
+    assert all(sure(told))
+    assert not any(sure(json.loads(cli(f"{line} --json")[1])))
+    assert "6 ms of latency_ms, with 99 % confidence" in cli(f"{line} --confidence 0.99")[1]
+    for confidence, says in (("0.3", "confidence is from 0.5 to below 1"), ("95", "did you mean 95%?")):
+        status, out, err = cli(f"{line} --confidence {confidence}")
+        assert (status, out, says in err) == (65, "", True)
+
+
+def test_rows_without_an_interval_are_no_ground_for_confidence(cli, lut):
+    status, _, err = cli(f"search proxyless {lut.path} --limit 9ms --accuracy mine:accuracy --confidence 0.95")
+    assert status == 66
+    assert "has no interval of latency_ms for 70 of the 70 ops of space 'proxyless'" in err
 
 
 def test_a_search_is_resumed_from_its_file(cli, lut, tmp_path):
@@ -196,7 +230,7 @@ def test_what_was_found_becomes_a_list_of_networks_to_validate(cli, lut, tmp_pat
         f"search proxyless {lut.path} --limit 9ms --accuracy mine:accuracy --generations 2 --population 16 --top 3 "
         "--save-networks best.json"
     )
-    assert (status, err.splitlines()[1:]) == (0, ["wrote 3 networks to best.json"])
+    assert (status, err.splitlines()[2:]) == (0, ["wrote 3 networks to best.json"])
     networks = read_networks(tmp_path / "best.json", spaces.get("proxyless"), batch=1)
     assert [network.group for network in networks] == ["searched"] * 3
 
@@ -291,9 +325,12 @@ def test_a_limit_that_never_binds_is_noted(cli, lut):
         ("--limit 9ms --accuracy mine:accuracy --resume .", 65, "--resume . is a folder; name a file in it"),
         ("--limit 9ms --accuracy mine:accuracy --save-networks mine.py/best.json", 65, "best.json cannot be written: "),
         ("--limit 9ms --accuracy mine:accuracy --save-networks mine.py", 65, "mine.py is there already; name another"),
-        ("--limit 9ms --accuracy mine:accuracy --method bits", 65, "'layer1' of 'proxyless' is no bit width"),
+        (
+            "--limit 9ms --accuracy mine:accuracy --method bits",
+            65,
+            "bits searches haq, and spaces like them; 'proxyless' is searched by evolution, joint, pareto",
+        ),
         ("--limit 9ms --accuracy mine:accuracy --method netadapt --population 8", 65, "netadapt has no population"),
-        ("--limit 9ms --accuracy mine:accuracy --method channels --at-least 3ms", 65, "a highest cost alone"),
         ("--accuracy mine:accuracy", 2, "--limit"),
         ("--limit 9ms", 2, "--accuracy"),
     ],
@@ -342,7 +379,7 @@ def test_unknown_methods_and_limits_no_method_keeps_are_refused(lut):
         request_of(lut, method="random")
     two = (ColumnLimit(column="latency_ms", max_cost=9.0), ColumnLimit(column="energy_mj", max_cost=9.0))
     with pytest.raises(SpecError, match="bits keeps one limit"):
-        request_of(lut, method="bits", limits=two)
+        request_of(lut, space=spaces.get("haq"), method="bits", limits=two)
     with pytest.raises(Infeasible):
         run(request_of(lut, limits=(ColumnLimit(column="latency_ms", max_cost=0.1),)))
 
@@ -408,6 +445,31 @@ def test_a_table_of_cycles_says_so_and_a_bit_search_runs_on_it(cli, tmp_path):
     assert (outcome.costs <= 0.5 * full).all()
 
 
+@pytest.mark.parametrize("method", ["bits", "channels", "netadapt"])
+def test_a_method_names_the_spaces_it_is_for_and_the_methods_of_this_one(lut, method):
+    for name in ONE_LIMIT[method]:
+        for variant in spaces.SPACES[name].variants:
+            assert method in fitting(spaces.get(f"{name}-{variant}"))
+    by_size = spaces.get("attentivenas")
+    told = {"bits": "haq", "channels": "amc and netadapt", "netadapt": "amc and netadapt"}[method]
+    with pytest.raises(SpecError, match=f"{method} searches {told}, and spaces like them; 'proxyless' is searched by"):
+        request_of(lut, method=method)
+    assert fitting(spaces.get("proxyless")) == ("evolution", "joint", "pareto")
+    assert fitting(spaces.get("amc-ladder")) == ("evolution", "joint", "pareto", "channels", "netadapt")
+    assert "bits" not in fitting(by_size)
+
+
+def test_methods_of_one_limit_keep_it_as_it_is(pruned):
+    space = spaces.get("amc-ladder")
+    base = ColumnLimit(column="latency_ms", max_cost=9.0)
+    for limit, says in (
+        (replace(base, min_cost=1.0), "a highest cost alone"),
+        (replace(base, confidence=0.9), "evolution, joint and pareto keep it at a confidence"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            request_of(pruned, space=space, method="channels", limits=(limit,))
+
+
 def test_every_method_has_a_line_of_help(root):
     help_text = (root / "lutbuilder" / "cli" / "search.py").read_text(encoding="utf-8")
     assert all(method in help_text for method in METHODS)
@@ -426,7 +488,8 @@ def test_lines_come_at_most_every_few_seconds_and_know_what_is_left():
             Progress(generation=generation, generations=200, n_scored=100 * generation, best_score=75.5, best_cost=11.9)
         )
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 10
+    assert lines[0] == "[generation 0/200] 0s elapsed, 0 scored, best 75.5 at 11.9 ms"
+    assert len(lines) == 11
     assert lines[-1] == "[generation 100/200] 50s elapsed, eta 50s, 10000 scored, best 75.5 at 11.9 ms"
 
 
@@ -437,4 +500,7 @@ def test_the_time_left_of_a_resumed_search_counts_its_own_generations():
     for generation, now_s in ((90, 0.0), (95, 10.0)):
         now[0] = now_s
         view.update(Progress(generation=generation, generations=100, n_scored=1, best_score=1.0, best_cost=1.0))
-    assert stream.getvalue() == "[generation 95/100] 10s elapsed, eta 10s, 1 scored, best 1 at 1 ms\n"
+    assert stream.getvalue().splitlines() == [
+        "[generation 90/100] 0s elapsed, 1 scored, best 1 at 1 ms",
+        "[generation 95/100] 10s elapsed, eta 10s, 1 scored, best 1 at 1 ms",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from lutbuilder import spaces
 from lutbuilder.nas.compiled import FunctionTable, compile_space
+from lutbuilder.nas.search import BitEnvironment, ChannelEnvironment, Evolution, LatencySampler, netadapt, search
 from lutbuilder.nas.search.limits import Limit, LimitNeverBinds, Limits, as_limits
+from lutbuilder.nas.uncertainty import Uncertainty
 from lutbuilder_agent.errors import Infeasible, SpecError
-from tests.search_spaces import bit_space, costs, ofa_like, quantile_of
+from tests.search_spaces import bit_space, costs, more_is_better, ofa_like, quantile_of, uneven_ms
 from tests.small_spaces import every_arch, priced_spaces
 from tests.worked_example import EXAMPLE, EXAMPLE_TABLE
 
@@ -114,6 +117,106 @@ def test_a_third_limit_hardly_any_draw_keeps_names_the_lowest_costs():
         match=r"no arch of 'example' costs at most 7\.1, at least 7 in latency_ms and .* and at most 6 in energy_mj; ",
     ):
         limits.sample(np.random.default_rng(0), 5)
+
+
+# --- At a confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsure:
+    """A table of a space whose rows are off by up to `width`, each by another share of it."""
+
+    name: str = "unsure"
+    version: int = 1
+    content_hash: str = ""
+    width: float = 0.1
+
+    def __contains__(self, op: object) -> bool:
+        return True
+
+    def column(self, ops, name):
+        ms = np.array([uneven_ms(op) for op in ops])
+        half = self.width * ms * np.array([int(op.op_id[4:8], 16) / 2**16 for op in ops])
+        sides = {"latency_ms": 0, "latency_lo_ms": -1, "latency_hi_ms": 1}
+        return ms + sides[name] * half if name in sides else np.full(len(ops), math.nan)
+
+    def texts(self, ops, name):
+        return ("native" if name == "exec_status" else "measured",) * len(ops)
+
+
+def surely(compiled, max_cost, confidence=0.95):
+    return Limit(compiled=compiled, max_cost=max_cost, confidence=confidence)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+@pytest.mark.parametrize("listable", [20_000, 0])
+def test_draws_at_a_confidence_are_surely_below(share, listable, monkeypatch):
+    monkeypatch.setattr("lutbuilder.nas.budget.LISTABLE", listable)
+    compiled = compile_space(ofa_like(1), Unsure())
+    archs = every_arch(compiled.space)
+    limit = surely(compiled, quantile_of(compiled, share))
+    sure = compiled.uncertainty.surely_below(archs, limit.max_cost, confidence=0.95)
+    assert 0 < sure.sum() < (compiled.predict(archs) <= limit.max_cost).sum()
+    limits = Limits.of(limit)
+    assert (limits.held(archs.astype(np.int8), limits.costs(archs)) == sure).all()
+    drawn = limits.sample(np.random.default_rng(0), 40 * int(sure.sum()))
+    assert {tuple(a) for a in drawn.tolist()} <= {tuple(a) for a in archs[sure].tolist()}
+    assert len(np.unique(drawn, axis=0)) > 0.9 * sure.sum()
+
+
+def test_where_hardly_any_arch_is_surely_below_lower_limits_are_drawn_from():
+    compiled = compile_space(spaces.get("ofa_mbv3-r224"), Unsure(width=0.2))
+    unsure = Uncertainty.about(compiled, Unsure(width=0.2), common=0.2)
+    limit = Limit(compiled=compiled, max_cost=quantile_of(compiled, 0.2), confidence=0.95, uncertainty=unsure)
+    limits = Limits.of(limit)
+    near = limits.feasible.sample(np.random.default_rng(0), 500)
+    assert unsure.surely_below(near, limit.max_cost).mean() < 0.1
+    drawn = limits.sample(np.random.default_rng(0), 100)
+    assert unsure.surely_below(drawn, limit.max_cost).all()
+    assert len(np.unique(drawn, axis=0)) == 100
+    found = search(limit, more_is_better, Evolution(first=40, mutated=20, crossed=20, generations=3), seed=1)
+    assert unsure.surely_below(found.history.archs, limit.max_cost).all()
+    assert len(found.history.scores) == 160
+
+
+@pytest.mark.parametrize("space", [EXAMPLE, spaces.get("ofa_mbv3-r224")])
+def test_a_limit_no_arch_keeps_surely_names_the_nearest(space):
+    compiled = compile_space(space, Unsure(width=0.5))
+    least = compiled.min_over()
+    with pytest.raises(
+        Infeasible, match=r"with probability 0\.999 in latency_ms; nearest: .* as predicted and surely at"
+    ):
+        Limits.of(surely(compiled, 1.001 * least, 0.999)).sample(np.random.default_rng(0), 1)
+    with pytest.raises(Infeasible, match=rf"archs cost {least:.6g}"):
+        Limits.of(surely(compiled, 0.9 * least))
+    against = compile_space(space, FunctionTable(name="against", cost=lambda op: 1.0 / uneven_ms(op)), "energy_mj")
+    both = Limits.of(surely(compiled, least), Limit(compiled=against, max_cost=against.min_over()))
+    with pytest.raises(Infeasible, match="in energy_mj; archs cost"):
+        both.sample(np.random.default_rng(0), 1)
+
+
+def test_half_the_confidence_is_the_prediction_and_two_confidences_are_two_searches():
+    compiled = compile_space(ofa_like(1), Unsure())
+    limit = quantile_of(compiled, 0.3)
+    archs = every_arch(compiled.space).astype(np.int8)
+    plain, half, most = (Limits.of(surely(compiled, limit, confidence)) for confidence in (None, 0.5, 0.95))
+    assert (plain.held(archs, plain.costs(archs)) == half.held(archs, half.costs(archs))).all()
+    assert len({str(limits.identity) for limits in (plain, half, most)}) == 3
+    for nonsense in (0.4, 1.0, math.nan):
+        with pytest.raises(SpecError, match=r"confidence is from 0\.5 to below 1"):
+            surely(compiled, limit, nonsense)
+
+
+def test_only_search_keeps_a_limit_at_a_confidence():
+    limit = surely(costs(bit_space()), 1.0)
+    for ask in (
+        lambda: BitEnvironment(limit=limit),
+        lambda: ChannelEnvironment(limit=limit),
+        lambda: netadapt(limit, more_is_better),
+        lambda: LatencySampler(limit, more_is_better, step=0.1),
+    ):
+        with pytest.raises(SpecError, match="leave the confidence out, or use `search`"):
+            ask()
 
 
 def test_what_makes_two_searches_the_same_one():

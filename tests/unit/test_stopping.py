@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from lutbuilder_agent.stopping import Stopper, StopRequested
+from lutbuilder_agent.stopping import Stopper, StopRequested, keep_ctrl_c_out_of_imports
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -86,3 +88,51 @@ def test_an_error_is_not_hidden_by_a_signal_that_waits() -> None:
 
 def test_stop_names_its_signal() -> None:
     assert str(StopRequested(TERM)) == "stopped by SIGTERM"
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as a program has it."""
+    before, tracing = signal.signal(INT, signal.default_int_handler), sys.gettrace()
+    keep_ctrl_c_out_of_imports()
+    yield
+    signal.signal(INT, before)
+    sys.settrace(tracing)
+
+
+SEND = "signal.raise_signal(signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+    ("lines", "importing", "far"),
+    [
+        ([], f"{SEND}; got.append('sent')", []),
+        ([SEND, "import got; got.append('imported')"], "import told_to_end; got.append('never')", ["imported"]),
+        ([SEND, "import got; got.append('imported')"], "import told_to_end", ["imported"]),
+        ([SEND, "import got; got.append('first')", SEND, "got.append('never')"], "import told_to_end", ["first"]),
+    ],
+    ids=["elsewhere", "in an import", "in an import that comes last", "twice in one"],
+)
+def test_ctrl_c_ends_what_it_meets_but_no_import_unless_it_comes_twice(
+    ctrl_c: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], importing: str, far: list[str]
+) -> None:
+    got: list[str] = []
+    monkeypatch.setitem(sys.modules, "got", got)  # type: ignore[arg-type]  # what the module appends to
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "told_to_end.py").write_text("import signal\n" + "\n".join(lines), encoding="utf-8")
+    scope: dict[str, object] = {"got": got}
+    exec("import signal\ndef begin():\n    " + importing.replace("; ", "\n    "), scope)
+    with pytest.raises(KeyboardInterrupt):
+        scope["begin"]()  # type: ignore[operator]  # defined above
+    sys.modules.pop("told_to_end", None)
+    assert got == far
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    """In a shell's background."""
+    before = signal.signal(INT, signal.SIG_IGN)
+    try:
+        keep_ctrl_c_out_of_imports()
+        assert signal.getsignal(INT) is signal.SIG_IGN
+    finally:
+        signal.signal(INT, before)

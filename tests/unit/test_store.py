@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,41 @@ def test_a_store_that_becomes_read_only_is_named(store: Store) -> None:
     _with_pragma(store, "PRAGMA query_only = 1")  # what SQLite says of a read-only file, for root too
     with pytest.raises(StoreError, match=r"cannot be written .* make it and its folder writable"):
         store.commit_report(report(), now_s=3.0)
+
+
+def test_opening_waits_for_one_who_reads_a_file_that_was_just_made(tmp_path: Path) -> None:
+    """SQLite changes a file's journal only while nobody reads it, and says so at once instead of waiting."""
+    database = engine.SqliteFile(tmp_path / "campaigns.sqlite")
+    with database.writing() as connection:
+        database.claim(connection)
+        connection.exec_driver_sql("CREATE TABLE meta (name TEXT)")
+    other = sqlite3.connect(database.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM meta").fetchall()
+    with ThreadPoolExecutor(1) as pool:
+        settled = pool.submit(database.settle)
+        with pytest.raises(TimeoutError):
+            settled.result(timeout=0.1)
+        other.execute("ROLLBACK")
+        settled.result(timeout=60)
+    other.close()
+    with database.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    database.close()
+
+
+def test_one_who_reads_a_new_file_for_ever_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "BUSY_S", 0.05)
+    database = engine.SqliteFile(tmp_path / "campaigns.sqlite")
+    with database.writing() as connection:
+        connection.exec_driver_sql("CREATE TABLE meta (name TEXT)")
+    other = sqlite3.connect(database.path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM meta").fetchall()
+    with pytest.raises(StoreError, match="locked by another process"):
+        database.settle()
+    other.close()
+    database.close()
 
 
 def test_a_writer_that_never_ends_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

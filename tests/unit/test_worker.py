@@ -561,11 +561,12 @@ def test_the_child_ends_with_its_parent_however_that_ends(bench: Bench, signum: 
             os.kill(child, signal.SIGKILL)
 
 
-def test_ctrl_c_is_the_parents_to_answer(bench: Bench) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_to_be_told_to_end_is_the_parents_to_answer(bench: Bench, signum: signal.Signals) -> None:
     worker = bench.worker()
     worker.prepare([bench.ready(1)])
     (child,) = bench.children()
-    os.kill(child, signal.SIGINT)
+    os.kill(child, signum)
     assert visited(worker.run_round(0)) == ids(1)
     assert bench.children() == [child]
 

@@ -41,6 +41,7 @@ STATUS: Mapping[str, str] = {  # error code -> name of a grpc.StatusCode
     "lut_conflict": "FAILED_PRECONDITION",
     "lut_not_writable": "FAILED_PRECONDITION",
     "lut_noisy": "FAILED_PRECONDITION",
+    "samples_missing": "NOT_FOUND",
     "op_not_in_lut": "NOT_FOUND",
     "bad_table": "INVALID_ARGUMENT",
     "infeasible": "FAILED_PRECONDITION",

@@ -28,7 +28,7 @@ from lutbuilder_agent.wire.protocol import agreed
 if TYPE_CHECKING:
     from lutbuilder_agent.wire.servicer import Waker
 
-DEFAULT_TTL_S = 30.0
+DEFAULT_TTL_S = 25.0  # a lease of an agent that died is seen within 3 s of its end: work is leased again within 30
 DEFAULT_HEARTBEAT_S = 10.0
 MAX_QUIET_S = 3600.0  # an agent may announce no longer a silence
 _PRESUME_S = 5.0  # how often to read which agents there are, where others coordinate, too

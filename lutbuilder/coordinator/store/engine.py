@@ -26,6 +26,7 @@ from lutbuilder_agent.errors import MissingExtra, StoreError, UnknownName, Unkno
 APPLICATION_ID = 0x6C757462  # "lutb": tells our files, and our locks in PostgreSQL, from others
 BUSY_S = 10.0  # how long a writer waits for another process
 PAUSES_S = (0.05, 0.25, 1.0)  # before a call that lost its connection, or had to give way, is made again
+_LOOK_AGAIN_S = 0.01
 _IDLE_S = 15.0  # a stopped process may hold the writers' lock of PostgreSQL no longer
 _NO_SPACE = "free some space and run the same command again; what was acknowledged is safe in the store"
 
@@ -197,7 +198,18 @@ class SqliteFile(Database):
 
     def settle(self) -> None:
         with self.explained("written"), self._reader.connect() as connection:
-            connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL")  # type: ignore[union-attr]  # an open connection has one
+            wait_until_s = time.monotonic() + BUSY_S
+            while not self._write_ahead(connection.connection.driver_connection, wait_until_s):
+                time.sleep(_LOOK_AGAIN_S)
+
+    def _write_ahead(self, connection: Any, wait_until_s: float) -> bool:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:  # SQLite itself does not wait here for others who open a new file
+            if "locked" not in str(error) or time.monotonic() >= wait_until_s:
+                raise
+            return False
+        return True
 
     def keep_copy(self, connection: sa.Connection, suffix: str) -> None:
         """Copy what is committed, the journal included; whole or not there, however the process ends."""

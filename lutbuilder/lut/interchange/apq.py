@@ -116,8 +116,7 @@ def _write(page: Page) -> Written:
     batch = batches.pop() if len(batches) == 1 else 1
     acts, lumps = _of_preset(PRESET, batch)
     names = {op: name for name, op in lumps.items()}
-    body: dict[str, dict[str, float]] = {}
-    written: list[OpSpec] = []
+    keys: dict[OpSpec, str] = {}
     for op in page.ops():
         row = page.rows.get(op.op_id)
         if row is not None and row.exec_status == "unsupported":
@@ -131,12 +130,10 @@ def _write(page: Page) -> Written:
             raise SpecError(
                 f"{op.label()} cannot be said by a key of this format; --preset {PRESET} names those that can"
             )
-        cell = page.cell(op)
-        if row is None or row.energy_mj is None:
-            raise SpecError(f"{op.label()} has no energy_mj, which this format needs beside the latency")
-        body[key] = {"energy": row.energy_mj, "latency": cell.value}
-        written.append(op)
-    return Written(contents={"": json.dumps(dict(sorted(body.items()))).encode()}, ops=tuple(written))
+        keys[op] = key
+    page.require(keys, also="energy_mj")
+    body = {key: {"energy": page.rows[op.op_id].energy_mj, "latency": page.cell(op).value} for op, key in keys.items()}
+    return Written(contents={"": json.dumps(dict(sorted(body.items()))).encode()}, ops=tuple(keys))
 
 
 def _is_tail(op: OpSpec) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -77,11 +78,16 @@ class Page:
         row = self.rows.get(op.op_id)
         return row is not None and self._value(row) is not None
 
-    def require(self, ops: Iterable[OpSpec]) -> None:
-        """Raise OpNotInLut listing the ops that have no value here."""
+    def require(self, ops: Iterable[OpSpec], *, also: str | None = None) -> None:
+        """Raise OpNotInLut listing the ops that have no value here, or none in the column `also`."""
+        ops = tuple(ops)
         missing = [op for op in ops if not self.has(op)]
         if missing:
             raise self._missing(missing)
+        if also is not None:
+            without = [op for op in ops if getattr(self.rows[op.op_id], also) is None]
+            if without:
+                raise self._missing(without, also)
 
     def by_resolution(self) -> dict[int, tuple[OpSpec, ...]]:
         """Return the ops of the preset by the value of its variable `r`. Raises SpecError for a space without it."""
@@ -100,13 +106,19 @@ class Page:
                         found[r][op] = None
         return {r: tuple(ops) for r, ops in found.items()}
 
-    def _missing(self, ops: Sequence[OpSpec]) -> OpNotInLut:
+    def _missing(self, ops: Sequence[OpSpec], column: str | None = None) -> OpNotInLut:
         named = ", ".join(op.label() for op in ops[:_LISTED])
         more = f" and {len(ops) - _LISTED} more" if len(ops) > _LISTED else ""
+        space = None if self.space is None else self.space.name
+        lacking = (
+            f"or measure them: {self.lut.command()}"
+            if space is None
+            else "all that has no row at all, and how to measure it: "
+            f"{shlex.join(['lutbuilder', 'spaces', 'coverage', space, self.lut.spec])}"
+        )
         return OpNotInLut(
-            f"{self.lut.name}@{self.lut.version} has no {self.column} of the evidence asked for, of {len(ops)} ops: "
-            f"{named}{more}. Write what is not measured, too: --evidence measured,imported; or measure them: "
-            f"{self.lut.command(space=None if self.space is None else self.space.name)}"
+            f"{self.lut.name}@{self.lut.version} has no {column or self.column} of the evidence asked for, of "
+            f"{len(ops)} ops: {named}{more}. Write what is not measured, too: --evidence measured,imported; {lacking}"
         )
 
     def _value(self, row: Row) -> float | None:

@@ -185,7 +185,7 @@ def _write(page: Page) -> Written:
     space = page.space
     if space is None:
         raise SpecError("this format names layers: name the network, like --preset netadapt-step32")
-    table: OrderedDict[str, dict[str, object]] = OrderedDict()
+    layers: dict[str, list[OpSpec]] = {}
     shared: dict[frozenset[OpSpec], dict[str, object]] = {}
     written: dict[OpSpec, None] = {}
     for site, ops in zip(space.sites, space.site_ops, strict=True):
@@ -195,9 +195,12 @@ def _write(page: Page) -> Written:
             continue  # NetAdapt does not time them
         if not kinds <= {"conv", "logits", "linear"}:
             raise SpecError(f"{there[0].label()} cannot be said by this format: it is no single convolution")
-        page.require(there)
         written.update(dict.fromkeys(there))
-        table[site.name] = shared.setdefault(frozenset(there), _properties(there, page))
+        layers[site.name] = there
+    page.require(written)
+    table = OrderedDict(
+        (name, shared.setdefault(frozenset(there), _properties(there, page))) for name, there in layers.items()
+    )
     return Written(contents={"": pickled(table)}, ops=tuple(written))
 
 

@@ -166,19 +166,25 @@ def _values(r: object, parts: object) -> Iterator[tuple[Place, object]]:
 def _write(page: Page) -> Written:
     """The tables of the preset's resolutions; of block 0 what there is, for networks use (3, 1) alone."""
     multiplier = width_multiplier(None if page.space is None else _with_width(page.space.name))
+    layout = {r: list(places(r, multiplier, page.lut.meta.target.batch)) for r in page.by_resolution()}
+    written = {
+        op: None
+        for each in layout.values()
+        for place, op in each
+        if place.kernel_expand in (None, (3, 1)) or place.number or page.has(op)
+    }
+    page.require(written)
     table: dict[int, dict[str, Any]] = {}
-    written: dict[OpSpec, None] = {}
-    for r in page.by_resolution():
+    for r, each in layout.items():
         blocks: list[dict[tuple[int, int], float]] = [{} for _ in range(_N_BLOCKS)]
         others: dict[int, float] = {}
-        for place, op in places(r, multiplier, page.lut.meta.target.batch):
+        for place, op in each:
+            if op not in written:
+                continue
             if place.kernel_expand is None:
                 others[place.number] = page.cell(op).value
-            elif place.number or place.kernel_expand == (3, 1) or page.has(op):
-                blocks[place.number][place.kernel_expand] = page.cell(op).value
             else:
-                continue
-            written[op] = None
+                blocks[place.number][place.kernel_expand] = page.cell(op).value
         table[r] = {BLOCKS: blocks, OTHERS: others}
     return Written(contents={"": _npy(table)}, ops=tuple(written))
 

@@ -24,6 +24,7 @@ from lutbuilder.nas.pareto import best_under
 from lutbuilder.nas.search.genes import Archs, encoding_dtype
 from lutbuilder.nas.search.limits import Limit, Limits
 from lutbuilder.nas.search.state import Identity
+from lutbuilder.spaces import SearchSpace
 from lutbuilder_agent.errors import ShapeError, SpecError
 
 
@@ -112,12 +113,9 @@ class BitEnvironment(_Bounded):
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high <= 8:
             raise SpecError(f"bits are from 1 to 8, the fewest first; got {self.low} to {self.high}")
-        _check(self.limit, what="bit width")
-        for variable, values, allowed in zip(
-            self.limit.compiled.space.variables, self._values, self._allowed, strict=True
-        ):
-            if values[-1] > 8:
-                raise SpecError(f"variable {variable.name!r} is no bit width: {variable.values}; those are 1 to 8")
+        check_bits(self.limit.compiled.space)
+        _check_limit(self.limit, what="bit width")
+        for variable, allowed in zip(self.limit.compiled.space.variables, self._allowed, strict=True):
             if not allowed.any():
                 raise SpecError(
                     f"variable {variable.name!r} has no value from {self.low} to {self.high}: {variable.values}"
@@ -204,7 +202,8 @@ class ChannelEnvironment(_Bounded):
             raise SpecError(
                 f"shares of the full width are above 0, at most 1, the least first; got {self.low:g} to {self.high:g}"
             )
-        _check(self.limit, what="width")
+        check_widths(self.limit.compiled.space)
+        _check_limit(self.limit, what="width")
         self.limits.warn_if_loose()
 
     @property
@@ -286,10 +285,26 @@ def only(compiled: CompiledSpace, allowed: Sequence[NDArray[np.bool_]]) -> Compi
     return replace(compiled, sites=(*compiled.sites, *masks)) if masks else compiled
 
 
-def _check(limit: Limit, *, what: str) -> None:
-    space = limit.compiled.space
+def check_bits(space: SearchSpace) -> None:
+    """Raise SpecError, naming a variable, for a space that does not choose bits alone."""
+    _check_choices(space, what="bit width")
+    for variable in space.variables:
+        if int(variable.values[-1]) > 8:
+            raise SpecError(f"variable {variable.name!r} is no bit width: {variable.values}; those are 1 to 8")
+
+
+def check_widths(space: SearchSpace) -> None:
+    """Raise SpecError, naming a variable, for a space that does not choose widths alone."""
+    _check_choices(space, what="width")
+
+
+def _check_limit(limit: Limit, *, what: str) -> None:
+    limit.refuse_confidence(f"a {what} is chosen")
     if math.isfinite(limit.min_cost):
         raise SpecError(f"a {what} is chosen under a highest cost alone; leave min_cost out")
+
+
+def _check_choices(space: SearchSpace, *, what: str) -> None:
     for variable in space.variables:
         if variable.active_when is not None:
             raise SpecError(f"a {what} is chosen for every variable, but {variable.name!r} is not always active")

@@ -301,7 +301,7 @@ class _Run:
             n_crossed, n_mutated = self._planned(missing, crossed)
             born = self._born(n_mutated, n_crossed)
             born_costs = self._limits.costs(born)
-            kept = np.flatnonzero(self._limits.kept(born_costs))
+            kept = np.flatnonzero(self._limits.held(born, born_costs))
             middle = int(np.searchsorted(kept, n_crossed))
             for kind, rows, at_most, n in (
                 (_CROSSED, kept[:middle], crossed, n_crossed),

@@ -18,6 +18,7 @@ from lutbuilder.nas.search.limits import Limit, Limits
 from lutbuilder.nas.search.loop import OnProgress, Progress, drive
 from lutbuilder.nas.search.scoring import Accuracy, accuracy_name, score
 from lutbuilder.nas.search.state import Identity, Saved, StateFile
+from lutbuilder.spaces import SearchSpace
 from lutbuilder_agent.errors import SpecError
 
 
@@ -70,12 +71,10 @@ def netadapt(
     limit; else as `search`.
     """
     how = NetAdapt() if how is None else how
+    limit.refuse_confidence("NetAdapt goes down")
     limits = Limits.of(limit)
     limits.warn_if_loose()
-    for variable in limits.space.variables:
-        numbers = [value for value in variable.values if not isinstance(value, str)]
-        if len(numbers) < len(variable.values) or numbers != sorted(numbers):
-            raise SpecError(f"variable {variable.name!r} has no order to go down: {variable.values}")
+    check_order(limits.space)
     largest = [size - 1 for size in limits.space.sizes]
     first = limits.space.canonical(np.asarray(largest if start is None else start, dtype=np.int64)[None])
     run = _Run(limits, accuracy, how, first.astype(encoding_dtype(limits.space)))
@@ -83,6 +82,14 @@ def netadapt(
         state = replace(state, every=1)  # an iteration may tune a network for each layer
     drive(run, generations=how.iterations, on_progress=on_progress, state=state)
     return run.trajectory()
+
+
+def check_order(space: SearchSpace) -> None:
+    """Raise SpecError, naming a variable, for a space whose values are no numbers, the smallest first."""
+    for variable in space.variables:
+        numbers = [value for value in variable.values if not isinstance(value, str)]
+        if len(numbers) < len(variable.values) or numbers != sorted(numbers):
+            raise SpecError(f"variable {variable.name!r} has no order to go down: {variable.values}")
 
 
 class _Run:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from lutbuilder.nas.compiled import CompiledSpace, Floats, compile_space
 from lutbuilder.nas.search.crossentropy import CrossEntropy, cross_entropy
-from lutbuilder.nas.search.environment import BitEnvironment, ChannelEnvironment
+from lutbuilder.nas.search.environment import BitEnvironment, ChannelEnvironment, check_bits, check_widths
 from lutbuilder.nas.search.evolution import ByBucket, Evolution, SearchResult, search
 from lutbuilder.nas.search.genes import Archs, Genome, layer_genes
 from lutbuilder.nas.search.limits import Limit, Limits
 from lutbuilder.nas.search.loop import OnProgress
-from lutbuilder.nas.search.netadapt import NetAdapt, netadapt
+from lutbuilder.nas.search.netadapt import NetAdapt, check_order, netadapt
 from lutbuilder.nas.search.scoring import Accuracy
 from lutbuilder.nas.search.state import StateFile
 from lutbuilder_agent.errors import SpecError, unknown_name
@@ -32,6 +32,8 @@ METHODS: Mapping[str, str] = {
     "channels": "AMC's channel widths under a budget, by the cross-entropy method",
     "netadapt": "NetAdapt's: the widest network made cheaper step by step",
 }
+ONE_LIMIT = {"bits": ("haq",), "channels": ("amc", "netadapt"), "netadapt": ("amc", "netadapt")}  # made for these
+_CHECKS = {"bits": check_bits, "channels": check_widths, "netadapt": check_order}
 _BUCKETS = 20  # of a pareto search, unless its width is given
 _POPULATIONS = {"pareto": 512, "bits": 64, "channels": 64}
 _GENERATIONS = {"pareto": 20, "bits": 50, "channels": 50, "netadapt": 30}
@@ -39,11 +41,15 @@ _GENERATIONS = {"pareto": 20, "bits": 50, "channels": 50, "netadapt": 30}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnLimit:
-    """A limit on a column of the table, in its unit; an arch's cost is the sum over its ops."""
+    """A limit on a column of the table, in its unit; an arch's cost is the sum over its ops.
+
+    With a `confidence` an arch keeps `max_cost` if it costs no more with that probability, by the rows' intervals.
+    """
 
     column: str
     max_cost: float
     min_cost: float = -math.inf
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +79,27 @@ class SearchRequest:
             raise SpecError(f"buckets are of the method pareto, not of {self.method}")
         if self.population is not None and self.method == "netadapt":
             raise SpecError("netadapt has no population: every iteration proposes one network a layer")
-        if self.method in ("bits", "channels", "netadapt"):
+        if self.method in ONE_LIMIT:
+            self._check_space()
             if len(self.limits) > 1:
                 raise SpecError(f"{self.method} keeps one limit; several are kept by evolution, joint and pareto")
             if math.isfinite(self.limits[0].min_cost):
                 raise SpecError(f"{self.method} keeps a highest cost alone; leave the lowest out")
+            if self.limits[0].confidence is not None:
+                raise SpecError(
+                    f"{self.method} keeps a limit as predicted; evolution, joint and pareto keep it at a confidence"
+                )
+
+    def _check_space(self) -> None:
+        """Refuse a space that the method does not fit, naming the methods that do and the spaces it is for."""
+        try:
+            _CHECKS[self.method](self.space)
+        except SpecError as error:
+            made_for = " and ".join(ONE_LIMIT[self.method])
+            raise SpecError(
+                f"{error}. {self.method} searches {made_for}, and spaces like them; {self.space.name!r} is searched by "
+                f"{', '.join(fitting(self.space))}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,10 +130,28 @@ class SearchOutcome:
         )
 
 
+def fitting(space: SearchSpace) -> tuple[str, ...]:
+    """Return the methods that can search `space`."""
+
+    def fits(method: str) -> bool:
+        try:
+            _CHECKS[method](space)
+        except SpecError:
+            return False
+        return True
+
+    return tuple(method for method in METHODS if method not in _CHECKS or fits(method))
+
+
 def run(request: SearchRequest, on_progress: OnProgress | None = None) -> SearchOutcome:
     """Search as `request` says. Raises OpNotInLut where the table lacks an op of the space; else as the method does."""
     limits = [
-        Limit(compiled=_compiled(request, limit.column), max_cost=limit.max_cost, min_cost=limit.min_cost)
+        Limit(
+            compiled=_compiled(request, limit.column),
+            max_cost=limit.max_cost,
+            min_cost=limit.min_cost,
+            confidence=limit.confidence,
+        )
         for limit in request.limits
     ]
     state = StateFile(path=request.state) if request.state else None

@@ -46,6 +46,7 @@ class LatencySampler:
             raise SpecError(f"a sampler has buckets wider than 0 and draws 1 or more archs of one; got {step:g}, {k}")
         if attention not in ("best", "worst") or targets not in ("archs", "buckets"):
             raise SpecError(f"attention is best or worst, targets are archs or buckets; got {attention!r}, {targets!r}")
+        limit.refuse_confidence("a sampler draws buckets")
         limits = Limits.of(limit)
         limits.warn_if_loose()
         self._feasible = limits.feasible if tick is None else Feasible(limit.compiled, limit.budget, tick=tick)
