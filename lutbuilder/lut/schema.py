@@ -554,7 +554,7 @@ def packed(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_boolean(kind):
         data = _packed_bits(np.array([bool(value) for value in values], dtype=np.bool_))
     else:
-        dtype = "<f8" if pa.types.is_floating(kind) else "<i8"
+        dtype = {pa.int64(): "<i8", pa.float64(): "<f8"}[kind]
         data = pa.py_buffer(np.array([0 if value is None else value for value in values], dtype=dtype))
     return pa.Array.from_buffers(kind, len(values), [validity, data])
 
