@@ -10,7 +10,8 @@ KILLS   ?= 200
 RUNTIME ?= onnxruntime
 # A table in luts/ may be of a like machine set up differently: this machine then starts a version of its own.
 COLLECT ?= --device cpu --runtime $(RUNTIME) --new-conditions
-PIP     := -m pip install --quiet --disable-pip-version-check
+# Not compiled by pip: what is imported is compiled then, and most of what is installed never is.
+PIP     := -m pip install --quiet --disable-pip-version-check --no-compile
 
 GRPCIO_TOOLS := $(shell sed -n 's/^PIN = "\(.*\)"/\1/p' tools/make_protos.py)
 BUF          := 1.75.0
@@ -19,7 +20,9 @@ WITH_litert  := -e '.[litert]'
 WITH_torch   := torch==$(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect test fuzz soak check bench protos clean
+unexport PYTHONDONTWRITEBYTECODE # the tests start some hundred processes: each would compile all it imports anew
+.PHONY: help setup collect test fuzz soak check check-style check-types check-imports check-protos
+.PHONY: ready ready-ray ready-rest bench protos clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
@@ -38,13 +41,32 @@ fuzz: $(VENV)/.dev ## hostile bytes in full, 100,000 messages, 10,000 tables, 10
 soak: $(VENV)/.dev ## kill coordinator, agents and workers 200 times at random moments: make soak KILLS=50 SEED=7
 	LUTBUILDER_SOAK=$(KILLS) LUTBUILDER_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/faults/test_soak.py $(ARGS)
 
-check: $(VENV)/.dev $(PROTOS)/.ready $(NODE)/.ready ## format, lint, strict types, import contracts, protos fresh and linted
+check: check-types check-style check-imports check-protos ## format, lint, strict types, import contracts, protos fresh and linted
+
+check-types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check-style: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+
+check-imports: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+check-protos: $(PROTOS)/.ready $(NODE)/.ready
 	$(PROTOS)/bin/python tools/make_protos.py --check
 	$(NODE)/node_modules/.bin/buf lint
+
+# What the tests would otherwise make on their way, on one core: environments of other packages, and compiled code, which
+# each of their workers would make for itself. Where it fails, the tests say why.
+ready: ready-ray ready-rest
+
+ready-ray:
+	@$(PYTHON) tools/ray_venv.py >/dev/null 2>&1 || true
+
+ready-rest: $(VENV)/.dev
+	@$(BIN)/python tools/ofa_venv.py >/dev/null 2>&1 || true
+	@$(BIN)/python -m pytest --collect-only -q >/dev/null 2>&1 || true
 
 bench: $(VENV)/.dev ## the figures of the README, measured on this machine; one that cannot be measured is named at the end
 	@failed=; for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench" || failed="$$failed $$bench"; done; \

@@ -1,12 +1,13 @@
 """A fleet of real processes: how soon work is leased again, how soon agents are back, how much one coordinator takes.
 
-    python benchmarks/bench_fleet.py [death] [ending] [restart] [load] [--json]
+    python benchmarks/bench_fleet.py [death] [ending] [reset] [restart] [load] [--json]
 
 Everything is a process of its own on loopback: `lutbuilder serve` with its own settings, and `lutbuilder-agent run` on
-the simulated device, which sleeps while a real one would work. Without a word all four are measured:
+the simulated device, which sleeps while a real one would work. Without a word all are measured:
 
     death     an agent is killed by SIGKILL in a round; until another agent has a lease of the batch. Medians of 5
     ending    the same with SIGTERM: it finishes the round in hand, hands it in and gives the lease back. Medians of 5
+    reset     the same with SIGKILL, and it is started again at once under its name, as systemd does. Medians of 5
     restart   the coordinator is killed while 32 agents measure, and started again 10 s later, when all agents' pauses
               are at their longest; from when it listens until it has heard of every agent and each has the lease it
               had. Also from its start as a process. Medians of 3
@@ -42,11 +43,12 @@ from tests.fleet import Lab  # noqa: E402  # the same
 GOALS: Mapping[str, float] = {
     "death_s": 30.0,
     "ending_s": 2.0,
+    "reset_s": 2.0,
     "restart_s": 5.0,
     "results_per_s": 1000.0,
     "rss_mb": 250.0,
 }
-PARTS = ("death", "ending", "restart", "load")
+PARTS = ("death", "ending", "reset", "restart", "load")
 REAL, SIMULATED, THREADS, SAMPLES = 32, 256, 16, 200
 JOBS = 3  # of the simulated agents: one takes at most 100
 LOAD_S = 20.0
@@ -112,8 +114,8 @@ def held(here: Lab) -> dict[str, str]:
 # --- an agent ends
 
 
-def leased_again_s(signum: int) -> float:
-    """End an agent that measures; return the seconds until another one has a lease."""
+def leased_again_s(signum: int, *, again: bool = False) -> float:
+    """End an agent that measures; return the seconds until its work is leased again, to itself if started `again`."""
     with lab() as here:
         here.serve()
         ask_for_work(here, 1, call_ms=1.0)
@@ -122,21 +124,23 @@ def leased_again_s(signum: int) -> float:
         agents["two"] = here.agent("two")
         with ControlClient(here.address) as control, here.store() as store:
             until(lambda: len(control.agents().items) == 2)
-            (holder,) = (lease.agent for lease in store.active_leases())
-            (other,) = set(agents) - {holder}
+            (lost,) = store.active_leases()
             seen = here.rounds()
             until(lambda: here.rounds() > seen, every_s=0.001)
             time.sleep(0.03)  # into the next round
             began_s = time.monotonic()
-            agents[holder].send_signal(signum)
-            until(lambda: {lease.agent for lease in store.active_leases()} == {other})
+            agents[lost.agent].send_signal(signum)
+            if again:
+                agents[lost.agent].wait()
+                here.agent(lost.agent)
+            until(lambda: [lease.lease_id for lease in store.active_leases()] not in ([], [lost.lease_id]))
             return time.monotonic() - began_s
 
 
-def ends(signum: int, repeats: int) -> dict[str, float]:
+def ends(signum: int, repeats: int, *, again: bool = False) -> dict[str, float]:
     """Measure `leased_again_s`; deaths all at once, since nothing but waiting happens in them."""
-    with ThreadPoolExecutor(repeats if signum == signal.SIGKILL else 1) as threads:
-        seen = list(threads.map(leased_again_s, [signum] * repeats))
+    with ThreadPoolExecutor(repeats if signum == signal.SIGKILL and not again else 1) as threads:
+        seen = list(threads.map(lambda _: leased_again_s(signum, again=again), range(repeats)))
     return {"median": median(seen), "low": min(seen), "high": max(seen), "repeats": repeats}
 
 
@@ -338,6 +342,7 @@ def show(part: str, seen: Mapping[str, float]) -> None:
     words = {
         "death": "agent killed (SIGKILL) -> leased again",
         "ending": "agent ended (SIGTERM) -> leased again",
+        "reset": "agent killed and started again -> leased again",
         "restart": f"coordinator listens again -> {REAL} agents adopted",
     }
     range_ = f"{seen['low']:.2f} to {seen['high']:.2f}, {seen['repeats']:.0f} times"
@@ -350,7 +355,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))
-    parser.add_argument("--repeats", type=int, help="instead of 5, 5 and 3")
+    parser.add_argument("--repeats", type=int, help="instead of 5 and 3")
     parser.add_argument("--seconds", type=float, default=LOAD_S, help="of load")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--swarm", metavar="HOST:PORT", help=argparse.SUPPRESS)  # this script as simulated agents
@@ -364,6 +369,7 @@ def main() -> None:
     measures: Mapping[str, Callable[[], dict[str, float]]] = {
         "death": lambda: ends(signal.SIGKILL, given.repeats or 5),
         "ending": lambda: ends(signal.SIGTERM, given.repeats or 5),
+        "reset": lambda: ends(signal.SIGKILL, given.repeats or 5, again=True),
         "restart": lambda: restarts(given.repeats or 3),
         "load": lambda: load(given.seconds),
     }

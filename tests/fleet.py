@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner
-
-from lutbuilder.cli.main import app
 from lutbuilder.coordinator.store import Store
 from tests.desk import PATIENCE_S, Desk, Ended
 
@@ -87,14 +83,8 @@ class Lab(Desk):
         return ("collect", "--device", "simulated", *where, "--budget", "1h", "--json", *words)
 
     def ask(self, *words: str) -> Any:
-        """Return what a command about the fleet answers in JSON. It runs in this process: another takes a second."""
-        command = (*words, "--coordinator", self.address, "--json")
-        if self.within:  # a network of its own, where this process is not
-            ended = self.run(*command)
-        else:
-            away: dict[str, str | None] = dict.fromkeys(set(os.environ).difference(self.env))
-            done = CliRunner().invoke(app, list(command), env={**away, "HOME": ""})
-            ended = Ended(done.exit_code, done.stdout, done.stderr)
+        """Return what a command about the fleet answers in JSON."""
+        ended = self.run(*words, "--coordinator", self.address, "--json")
         assert ended.status == 0, ended.err
         return ended.json
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -87,6 +87,9 @@ class Layer:
         return (self.kernel - 1) // 2 if self.padding < 0 else self.padding
 
 
+_LAYER_FIELDS = tuple(field.name for field in fields(Layer))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerGraph:
     """Layers in execution order; the input is (batch, in_channels, height, width), the last layer is the output."""
@@ -143,10 +146,14 @@ class LayerGraph:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON; `from_bytes` gives an equal graph back."""
-        body: dict[str, Any] = {"format": GRAPH_FORMAT, **asdict(self)}
-        for layer in body["layers"]:
-            if layer["padding"] == _FIELD_DEFAULTS["padding"]:
-                del layer["padding"]  # as graphs were written before the field was there: their keys stay
+        layers = []
+        for layer in self.layers:
+            told = {name: getattr(layer, name) for name in _LAYER_FIELDS}
+            if layer.padding == _FIELD_DEFAULTS["padding"]:
+                del told["padding"]  # as graphs were written before the field was there: their keys stay
+            layers.append(told)
+        body: dict[str, Any] = {"format": GRAPH_FORMAT, "layers": layers}
+        body |= {name: getattr(self, name) for name in ("batch", "in_channels", "height", "width")}
         return json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod

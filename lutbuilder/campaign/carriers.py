@@ -8,9 +8,9 @@ the networks give evidence for it (stats/calibrate.py). Carriers are part of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,8 @@ _BEYOND = 1e15  # MACs no network has, and small enough that a float still tells
 _NORMAL_95 = 1.96
 _SEED = 0xCA881E85  # carriers come from a stream of their own: a validation with the same seed shares no draw
 
+_UNKNOWN = -1  # MACs not asked for yet
+
 Floats = NDArray[np.float64]
 Seen = dict[bytes, tuple[NDArray[np.int16], float] | None]  # archs by what was drawn, with their MACs; None: forbidden
 
@@ -45,12 +47,13 @@ def choose_carriers(space: SearchSpace, n: int, *, seed: int) -> tuple[CampaignO
     """
     rng = np.random.default_rng([seed, _SEED])
     chosen: dict[str, CampaignOp] = {}
+    macs = _Macs(space)
     seen: Seen = {}
-    low, high = (_nearest(space, target, rng, seen)[1] for target in (0.0, _BEYOND))
+    low, high = (_nearest(space, target, rng, macs, seen)[1] for target in (0.0, _BEYOND))
     for number in range(n):
         target = low + (high - low) * (number + rng.random()) / n
         for _ in range(10):
-            arch, _ = _nearest(space, target, rng, seen, near=_NEAR * (high - low))
+            arch, _ = _nearest(space, target, rng, macs, seen, near=_NEAR * (high - low))
             carrier = CampaignOp.carrier(space.arch_ops(arch))
             if carrier.op_id not in chosen:
                 chosen[carrier.op_id] = carrier
@@ -153,12 +156,35 @@ def in_situ_rows(
     return tuple(found)
 
 
+class _Macs:
+    """The MACs of archs, summed over sites: thousands of archs are tried, and their sites have few ops."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._sites: list[tuple[list[tuple[int, int]], tuple[OpSpec | None, ...], list[int]]] = []
+        for site, ops in zip(space.sites, space.site_ops, strict=True):
+            columns = [space.positions[name] for name in site.scope]
+            strides = [math.prod(space.sizes[c] for c in columns[k + 1 :]) for k in range(len(columns))]
+            self._sites.append((list(zip(columns, strides, strict=True)), ops, [_UNKNOWN] * len(ops)))
+
+    def of(self, arch: NDArray[np.int16]) -> float:
+        """Return the MACs of an arch; of its ops alone, for others may have none."""
+        row = arch.tolist()
+        total = 0
+        for columns, ops, macs in self._sites:
+            place = sum(row[column] * stride for column, stride in columns)
+            if macs[place] == _UNKNOWN:
+                op = ops[place]
+                macs[place] = 0 if op is None else lower(op).macs
+            total += macs[place]
+        return float(total)
+
+
 def _nearest(
-    space: SearchSpace, target: float, rng: np.random.Generator, seen: Seen, *, near: float = 0.0
+    space: SearchSpace, target: float, rng: np.random.Generator, sizes: _Macs, seen: Seen, *, near: float = 0.0
 ) -> tuple[NDArray[np.int16], float]:
     """Return an arch whose MACs are near `target`, and its MACs. Most changes lead where others led: `seen`."""
     arch = space.sample(rng, 1)[0]
-    macs = _macs(space.arch_ops(arch))
+    macs = sizes.of(arch)
     for _ in range(_TRIES):
         if abs(macs - target) <= near:
             break
@@ -168,17 +194,8 @@ def _nearest(
         drawn = other.tobytes()
         if drawn not in seen:
             other = space.canonical(other[None])[0]
-            seen[drawn] = (other, _macs(space.arch_ops(other))) if space.allowed(other[None])[0] else None
+            seen[drawn] = (other, sizes.of(other)) if space.allowed(other[None])[0] else None
         found = seen[drawn]
         if found is not None and abs(found[1] - target) < abs(macs - target):
             arch, macs = found
     return arch, macs
-
-
-def _macs(ops: Sequence[OpSpec]) -> float:
-    return float(sum(_op_macs(op) for op in ops))
-
-
-@lru_cache(maxsize=65_536)
-def _op_macs(op: OpSpec) -> int:
-    return lower(op).macs

@@ -81,6 +81,9 @@ class CampaignOp:
         return self.role in ("network", "carrier")
 
 
+_OF_OP = tuple(field.name for field in fields(CampaignOp) if field.name != "ops")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CampaignSpec:
     """Everything that defines a campaign; `key` names it, so a killed command started again continues it."""
@@ -117,7 +120,13 @@ class CampaignSpec:
         body = _written({field.name: getattr(self, field.name) for field in fields(self) if field.name not in nested})
         body["target"] = asdict(self.target)
         body["plan"] = asdict(self.plan)
-        body["ops"] = [{**_written(asdict(op)), "ops": [o.canonical() for o in op.ops]} for op in self.ops]
+        body["ops"] = [
+            {
+                **_written({name: getattr(op, name) for name in _OF_OP}),
+                "ops": [member.canonical() for member in op.ops],
+            }
+            for op in self.ops
+        ]
         return body
 
     @classmethod

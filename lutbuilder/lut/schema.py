@@ -20,6 +20,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
+from itertools import chain
 from statistics import median
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -535,8 +536,35 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
     ordered = sorted(rows, key=_reading_order)
     columns = [[getattr(row, name) for row in ordered] for name in COLUMN_NAMES]
     schema = arrow_schema()
-    arrays = [pa.array(values, type=field.type) for values, field in zip(columns, schema, strict=True)]
+    arrays = [packed(values, field.type) for values, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def packed(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return an array of values that are of its kind, which nobody checks here; None is null. See `_filled`."""
+    present = np.array([value is not None for value in values], dtype=np.bool_)
+    validity = None if present.all() else _packed_bits(present)
+    if pa.types.is_list(kind):
+        lists = [() if value is None else value for value in values]
+        items = packed(list(chain.from_iterable(lists)), kind.value_type)
+        return pa.Array.from_buffers(kind, len(values), [validity, _offsets(lists)], children=[items])
+    if pa.types.is_string(kind):
+        texts = [b"" if value is None else value.encode() for value in values]
+        return pa.Array.from_buffers(kind, len(values), [validity, _offsets(texts), pa.py_buffer(b"".join(texts))])
+    if pa.types.is_boolean(kind):
+        data = _packed_bits(np.array([bool(value) for value in values], dtype=np.bool_))
+    else:
+        dtype = {pa.int64(): "<i8", pa.float64(): "<f8"}[kind]
+        data = pa.py_buffer(np.array([0 if value is None else value for value in values], dtype=dtype))
+    return pa.Array.from_buffers(kind, len(values), [validity, data])
+
+
+def _offsets(parts: Sequence[Sequence[object]]) -> pa.Buffer:
+    return pa.py_buffer(np.cumsum([0, *map(len, parts)], dtype="<i4"))
+
+
+def _packed_bits(values: NDArray[np.bool_]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(values, bitorder="little"))
 
 
 def table_to_rows(table: pa.Table) -> tuple[Row, ...]:

@@ -30,6 +30,7 @@ from lutbuilder.lut.schema import (
     arrow_schema,
     canonical_json,
     content_sha256,
+    packed,
     parse_json,
     rows_to_table,
     upgraded,
@@ -451,11 +452,14 @@ def _sample_bytes(visits: Iterable[RawVisit], lut: Lut, fit: Mapping[str, Any] |
     remaining = iter(visits)
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         while chunk := list(islice(remaining, _SAMPLES_CHUNK)):
-            columns = {
-                name: [getattr(visit if name in _OF_VISIT else visit.timing, name) for visit in chunk]
-                for name in schema.names
-            }
-            writer.write_table(pa.Table.from_pydict(columns, schema=schema))
+            columns = [
+                packed(
+                    [getattr(visit if field.name in _OF_VISIT else visit.timing, field.name) for visit in chunk],
+                    field.type,
+                )
+                for field in schema
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
     return sink.getvalue()
 
 

@@ -90,6 +90,10 @@ class SearchSpace:
         return tuple(len(variable.values) for variable in self.variables)
 
     @cached_property
+    def _limits(self) -> NDArray[np.int64]:
+        return np.array(self.sizes)
+
+    @cached_property
     def positions(self) -> Mapping[str, int]:
         """Column of each variable in an encoding."""
         return {variable.name: number for number, variable in enumerate(self.variables)}
@@ -280,9 +284,9 @@ class SearchSpace:
                 f"encodings of space {self.name!r} are integers of shape (N, {len(self.sizes)}), "
                 f"got {archs.dtype} of shape {archs.shape}"
             )
-        wrong = np.argwhere((archs < 0) | (archs >= np.array(self.sizes)))
-        if len(wrong):
-            row, column = wrong[0]
+        wrong = (archs < 0) | (archs >= self._limits)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
             name, top = self.variables[column].name, self.sizes[column] - 1
             raise SpecError(f"arch {row}: {name} is a value number from 0 to {top}, got {archs[row, column]}")
         return archs

@@ -286,11 +286,14 @@ def _offsets(values: Floats, there: _Sorted, n_stretches: int) -> Floats:
     cells = cells.reshape(there.n_ops, n_stretches)
     cells = cells[np.isfinite(cells).sum(axis=1) > 1]
     seen = np.isfinite(cells)
-    places = np.nonzero(seen)[1].astype(np.int64)
+    columns, of_column = np.arange(n_stretches), seen.sum(axis=0)
+    of_row = np.maximum(seen.sum(axis=1, keepdims=True), 1)
+    low, high = (of_column - 1) // 2, of_column // 2
     for _ in range(_MAX_POLISH if len(cells) else 0):
         left = cells - offsets
-        left -= np.nanmean(left, axis=1, keepdims=True)
-        step = np.nan_to_num(grouped_median(left[seen], places, n_stretches))
+        left -= np.where(seen, left, 0.0).sum(axis=1, keepdims=True) / of_row
+        left.sort(axis=0)  # what was not seen comes last
+        step = np.where(of_column > 0, 0.5 * (left[low, columns] + left[high, columns]), 0.0)
         offsets += step
         if np.abs(step).max() < _SETTLED:
             break
@@ -298,7 +301,17 @@ def _offsets(values: Floats, there: _Sorted, n_stretches: int) -> Floats:
 
 
 def _running_median(values: Floats, stretch: Ints) -> Floats:
-    from scipy.ndimage import median_filter
-
     parts = np.split(values, np.flatnonzero(np.diff(stretch)) + 1)
-    return np.concatenate([median_filter(part, size=min(_START_WINDOW, len(part)), mode="nearest") for part in parts])
+    return np.concatenate([median_of_neighbours(part, min(_START_WINDOW, len(part))) for part in parts])
+
+
+def median_of_neighbours(values: Floats, size: int) -> Floats:
+    """Return the median of the `size` values around each one, the ends repeated outwards.
+
+    scipy.ndimage.median_filter gives the same; its import takes longer than a fit.
+    """
+    before = size // 2
+    padded = np.pad(values, (before, size - 1 - before), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size)
+    medians: Floats = np.partition(windows, before, axis=1)[:, before]
+    return medians

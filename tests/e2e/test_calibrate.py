@@ -43,7 +43,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 def test_a_calibration_is_a_further_version_that_no_validation_shares_a_network_with(collected: Desk) -> None:
     desk = collected
-    first = desk.run(*calibrating(desk, str(desk.luts / NAME), "--nets", "8"))
+    first = desk.run_alone(*calibrating(desk, str(desk.luts / NAME), "--nets", "8"))
     assert first.status == 0, first.err
     report = first.json["report"]
     lut = desk.lut(first.json["lut"]["version"])

@@ -41,7 +41,7 @@ def table(lut: Lut) -> dict[OpSpec, Row]:
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, Ended]]:
     """A desk with a table of the whole space, and how the command that made it ended. Tests only add versions."""
     made = Desk(tmp_path_factory.mktemp("collected") / "desk")
-    yield made, made.run(*made.collecting())
+    yield made, made.run_alone(*made.collecting())
     made.clear()
 
 
@@ -116,7 +116,7 @@ def test_validate_finds_the_truth_and_stores_its_report_in_the_next_version(coll
     desk, _ = collected
     before = len(desk.visits())
     words = ("--random", "6", "--searched", "3", "--rounds", "8", "--state-dir", str(desk.state), "--json")
-    ended = desk.run("validate", str(desk.luts / "simulated" / "simulated-fp32-bs1@1"), *words)
+    ended = desk.run_alone("validate", str(desk.luts / "simulated" / "simulated-fp32-bs1@1"), *words)
     assert ended.status == 0, ended.err
     report = ended.json["report"]
     assert report["lut_sum"]["n"] == 9

@@ -268,12 +268,11 @@ STARTER = """
 import os, signal, sys
 from pathlib import Path
 from lutbuilder.coordinator.embedded import EmbeddedAgent
-from tests.desk import processes_with
 
-EmbeddedAgent(coordinator="127.0.0.1:1", runtime="simulated", folder=Path(sys.argv[1])).start()
-(agent,) = [pid for pid in processes_with("TMPDIR=" + os.environ["TMPDIR"]) if pid != os.getpid()]
-os.kill(agent, signal.SIGSTOP)
-print(agent, flush=True)
+embedded = EmbeddedAgent(coordinator="127.0.0.1:1", runtime="simulated", folder=Path(sys.argv[1]))
+embedded.start()
+os.kill(embedded._process.pid, signal.SIGSTOP)
+print(embedded._process.pid, flush=True)
 os._exit(0)
 """
 

@@ -44,7 +44,7 @@ def test_the_guide_from_nothing_to_a_lab_runs(lab: Lab) -> None:
             start_agent(lab, words)
             lab.wait_for(lambda: len(lab.ask("agents")["agents"]) == ran[program])  # noqa: B023  # called at once
         else:
-            ended = lab.run(*words)
+            ended = lab.run_alone(*words)
             assert ended.status == 0, f"{shlex.join(words)}\n{ended.err}"
             assert "Traceback" not in ended.err
     assert ran == {

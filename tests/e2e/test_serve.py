@@ -293,7 +293,7 @@ def test_it_shows_its_health_its_metrics_and_what_there_is_to_call(lab: Lab) -> 
 
 def test_a_state_folder_has_one_coordinator(lab: Lab) -> None:
     lab.serve()
-    second = lab.run("serve", "--listen", "127.0.0.1:0", "--metrics", "off", "--state-dir", str(lab.state))
+    second = lab.run_alone("serve", "--listen", "127.0.0.1:0", "--metrics", "off", "--state-dir", str(lab.state))
     assert second.status == 74
     assert "another lutbuilder serve uses" in second.error
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lutbuilder.stats.drift import fit, grouped_median
+from lutbuilder.stats.drift import fit, grouped_median, median_of_neighbours
 from lutbuilder.stats.records import COLUMNS, Visits
 from lutbuilder_agent.errors import ShapeError
 from tests.simulated_visits import STEADY, Machine, Simulated, changed, log_spread, reordered, simulate
@@ -254,3 +254,12 @@ def test_grouped_median_is_the_median_of_each_group(pairs):
 def test_the_fit_settles():
     steps = [fit(simulate(log_spread(20), rounds=12, seed=seed).visits).steps for seed in range(3)]
     assert all(1 < n < 30 for n in steps)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 14, 15, 16, 100])
+def test_the_running_median_is_scipys(n):
+    from scipy.ndimage import median_filter
+
+    values = np.random.default_rng(n).standard_normal(n).round(1)  # with ties
+    for size in {min(15, n), min(4, n)}:
+        assert (median_of_neighbours(values, size) == median_filter(values, size=size, mode="nearest")).all()

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lutbuilder.lut import COLUMNS, SCHEMA_VERSION, Lut, LutMeta, QualitySummary, Row
-from lutbuilder.lut.schema import Carrier, arrow_schema, content_sha256, rows_to_table, table_to_rows
+from lutbuilder.lut.schema import Carrier, arrow_schema, content_sha256, packed, rows_to_table, table_to_rows
 from lutbuilder.lut.store import decode_lut, encode_lut
 from lutbuilder.op import OpSpec
 from lutbuilder.stats.sessions import SessionReport
@@ -34,6 +35,31 @@ GROUPS = {
     "imported": "imported_format imported_file imported_sha256 imported_key imported_value imported_unit "
     "imported_count imported_std_ms dispersion_note",
 }
+
+
+INTS = st.integers(-(1 << 63), (1 << 63) - 1)
+KINDS = {
+    pa.int64(): INTS,
+    pa.float64(): st.floats(allow_nan=False),
+    pa.bool_(): st.booleans(),
+    pa.string(): st.text(st.characters(codec="utf-8"), max_size=5),
+    pa.list_(pa.int64()): st.lists(INTS, max_size=4),
+}
+
+
+@PROPERTY
+@given(st.data(), st.sampled_from(list(KINDS)))
+def test_packed_columns_are_those_of_pyarrow(data: st.DataObject, kind: pa.DataType):
+    values = data.draw(st.lists(st.none() | KINDS[kind], max_size=20))
+    made = packed(values, kind)
+    made.validate(full=True)
+    assert made.equals(pa.array(values, type=kind))
+
+
+@pytest.mark.parametrize(("value", "kind"), [(1 << 63, pa.int64()), ("\udcff", pa.string()), (1, pa.int32())])
+def test_what_no_column_can_hold_is_not_packed(value: object, kind: pa.DataType):
+    with pytest.raises((OverflowError, UnicodeEncodeError, KeyError)):
+        packed([value], kind)
 
 
 def test_the_columns_are_those_of_the_format_page():

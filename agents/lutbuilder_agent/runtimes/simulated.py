@@ -34,6 +34,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,6 +75,7 @@ _NS_PER_MAC = 0.05  # 20 GMAC/s, about one core with AVX2
 _DEPTHWISE_FACTOR = 4.0  # a depthwise MAC reuses nothing
 _NS_PER_BYTE = 0.02  # 50 GB/s of cache
 _SEPARATE_ACTS = ("hswish", "swish")  # most engines do not fuse these into a layer: another pass over its output
+_AT_ONCE = 256  # draws of the noise
 _LOWEST: Mapping[str, float] = {  # every number's least value; those not named here are at least 0
     "speed": 1e-6,
     "clock_ratio": 1.0,
@@ -88,9 +90,7 @@ def true_ns(graph: LayerGraph, options: Mapping[str, str] | None = None) -> floa
 
     Additive: a network's true latency is the sum over its ops, less all but one of their overheads.
     """
-    chosen = _checked(options or {})
-    work_ns = sum(_layer_ns(graph, number, layer) for number, layer in enumerate(graph.layers))
-    return float(chosen["overhead_ns"]) + work_ns / float(chosen["speed"])
+    return _call_ns(_work_ns(graph), _checked(options or {}))
 
 
 class SimulatedRuntime:
@@ -111,10 +111,10 @@ class SimulatedRuntime:
         return int(self._clock.now_ns)
 
     def prepare(self, artifact: bytes, *, instance: int) -> Prepared:
-        graph = LayerGraph.from_bytes(artifact)
+        graph, work_ns = _read(artifact)
         if _selected(graph, self.options["unsupported"]):
             raise UnsupportedOp(f"the simulated device was told not to support graph {graph.key[:16]}")
-        return _Simulated(graph, instance, self.options, self._clock)
+        return _Simulated(graph, work_ns, instance, self.options, self._clock)
 
 
 class _VirtualClock:
@@ -131,7 +131,9 @@ class _VirtualClock:
         self._start_ns = self.now_ns = number("clock_ns")
         self._session_effect = number("session_sigma") * session_rng.standard_normal()
         self._noise_sigma, self._rho = number("noise_sigma"), number("noise_rho")
-        self._noise = self._noise_rng.standard_normal()
+        self._new_share = math.sqrt(1.0 - self._rho**2)
+        self._draws: list[float] = []  # of the noise, the next one last: one by one they take longer than all else
+        self._noise = self._draw()
         self._dwell_ns = number("clock_dwell_s") * 1e9
         self._log_modes = (0.0, math.log(number("clock_ratio")))
         self._mode = int(self._mode_rng.integers(2))
@@ -147,8 +149,7 @@ class _VirtualClock:
         while self.now_ns >= self._switch_ns:
             self._mode = 1 - self._mode
             self._switch_ns += self._mode_rng.exponential(self._dwell_ns)
-        innovation = self._noise_rng.standard_normal()
-        self._noise = self._rho * self._noise + math.sqrt(1.0 - self._rho**2) * innovation
+        self._noise = self._rho * self._noise + self._new_share * (self._draws.pop() if self._draws else self._draw())
         log_slowdown = self._session_effect + self._log_modes[self._mode]
         log_slowdown += self._noise_sigma * noisiness * self._noise
         ramp = 1.0 + self._throttle * min(1.0, (self.now_ns - self._start_ns) / self._ramp_ns)
@@ -158,11 +159,17 @@ class _VirtualClock:
         ticks = self.now_ns // self._quantum_ns - ticks_before
         return took_ns, max(1, int(ticks) * self._quantum_ns)  # a call below the quantum may read 0; no timing is 0
 
+    def _draw(self) -> float:
+        self._draws = self._noise_rng.standard_normal(_AT_ONCE)[::-1].tolist()
+        return self._draws.pop()
+
 
 class _Simulated:
     """One preparation of one graph on the simulated device."""
 
-    def __init__(self, graph: LayerGraph, instance: int, options: Mapping[str, str], clock: _VirtualClock) -> None:
+    def __init__(
+        self, graph: LayerGraph, work_ns: float, instance: int, options: Mapping[str, str], clock: _VirtualClock
+    ) -> None:
         self._graph = graph
         self._clock: _VirtualClock | None = clock
         self._realtime = options["realtime"] == "1"
@@ -171,7 +178,7 @@ class _Simulated:
         effect = _rng(options, "instance", graph.key, str(instance)).standard_normal()
         noisiness = _rng({**options, "session": ""}, "noisiness", graph.key).standard_normal()
         self._noisiness = math.exp(float(options["noise_spread"]) * noisiness)
-        self._base_ns = true_ns(graph, options) * math.exp(float(options["instance_sigma"]) * effect)
+        self._base_ns = _call_ns(work_ns, options) * math.exp(float(options["instance_sigma"]) * effect)
 
     def timed_call(self) -> int:
         clock = self._open_clock()
@@ -199,6 +206,21 @@ class _Simulated:
         if self._clock is None:
             raise SpecError("this prepared artifact is closed; prepare it again")
         return self._clock
+
+
+@lru_cache(maxsize=4096)
+def _read(artifact: bytes) -> tuple[LayerGraph, float]:
+    """Return the graph of an artifact, which every lease prepares several times, and what its layers take."""
+    graph = LayerGraph.from_bytes(artifact)
+    return graph, _work_ns(graph)
+
+
+def _work_ns(graph: LayerGraph) -> float:
+    return sum(_layer_ns(graph, number, layer) for number, layer in enumerate(graph.layers))
+
+
+def _call_ns(work_ns: float, options: Mapping[str, str]) -> float:
+    return float(options["overhead_ns"]) + work_ns / float(options["speed"])
 
 
 def _layer_ns(graph: LayerGraph, number: int, layer: Layer) -> float:

@@ -37,6 +37,10 @@ _Result = TypeVar("_Result")
 class Database(ABC):
     """One database: how to read it, how to write it, and what its errors mean. Safe from any thread."""
 
+    # What opens a transaction. Said by ourselves: a listener of SQLAlchemy would be asked again at every statement.
+    _begin_reading = ""
+    _begin_writing = ""
+
     def __init__(self, where: str, reader: sa.Engine, writer: sa.Engine) -> None:
         self.where = where  # as shown to people: without a password
         self.on_error: list[Callable[[StoreError], None]] = []
@@ -48,12 +52,15 @@ class Database(ABC):
     def writing(self) -> Iterator[sa.Connection]:
         """One transaction with the store to itself; committed on the way out, or nothing of it is there."""
         with self._writing, self.explained("written"), self._writer.begin() as connection:
+            connection.exec_driver_sql(self._begin_writing)
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """One transaction that sees one moment."""
         with self.explained("read"), self._reader.begin() as connection:
+            if self._begin_reading:
+                connection.exec_driver_sql(self._begin_reading)
             yield connection
 
     @contextmanager
@@ -119,6 +126,9 @@ class Database(ABC):
 class SqliteFile(Database):
     """A file: WAL, synchronous=FULL."""
 
+    _begin_reading = "BEGIN"
+    _begin_writing = "BEGIN IMMEDIATE"  # upgrading a reader fails at once when another process writes
+
     def __init__(self, path: Path) -> None:
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
@@ -127,9 +137,7 @@ class SqliteFile(Database):
             max_overflow=24,
         )
         sa.event.listen(engine, "connect", _no_guessing)
-        sa.event.listen(engine, "begin", _begin_in_sqlite)
-        # A writer takes the write lock at once: upgrading a reader fails at once when another process writes.
-        super().__init__(str(path), engine, engine.execution_options(lutbuilder_begin="BEGIN IMMEDIATE"))
+        super().__init__(str(path), engine, engine.execution_options())
         self.path = path
 
     def explanation(self, error: Exception, done: str) -> str:
@@ -224,6 +232,9 @@ class SqliteFile(Database):
 class Postgres(Database):
     """A database of PostgreSQL, or one schema of it (`?options=-csearch_path%3DNAME` in the URL)."""
 
+    # The schema is part of the key: stores in two schemas of one database do not wait for each other.
+    _begin_writing = f"SELECT pg_advisory_xact_lock({APPLICATION_ID}, hashtext(current_schema()))"
+
     def __init__(self, url: sa.URL) -> None:
         try:
             engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_size=5, max_overflow=10)
@@ -231,8 +242,7 @@ class Postgres(Database):
             raise MissingExtra("a store in PostgreSQL needs: pip install 'lutbuilder[postgres]'") from error
         sa.event.listen(engine, "connect", _patience_in_postgres)
         # Committed, not repeatable: what a writer reads it reads behind the lock, and so as the last writer left it.
-        writer = engine.execution_options(isolation_level="READ COMMITTED", lutbuilder_begin=_LOCK_OF_WRITERS)
-        sa.event.listen(engine, "begin", _begin_in_postgres)
+        writer = engine.execution_options(isolation_level="READ COMMITTED")
         reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         super().__init__(url.render_as_string(hide_password=True), reader, writer)
 
@@ -320,10 +330,7 @@ def _file(path: Path) -> SqliteFile:
     return SqliteFile(path)
 
 
-# --- what the engines do when a connection or a transaction begins
-
-# The schema is part of the key: stores in two schemas of one database do not wait for each other.
-_LOCK_OF_WRITERS = f"SELECT pg_advisory_xact_lock({APPLICATION_ID}, hashtext(current_schema()))"
+# --- what the engines do when a connection begins
 
 
 def _no_guessing(connection: Any, _: object) -> None:
@@ -331,20 +338,10 @@ def _no_guessing(connection: Any, _: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")
 
 
-def _begin_in_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("lutbuilder_begin", "BEGIN"))
-
-
 def _patience_in_postgres(connection: Any, _: object) -> None:
     connection.execute(f"SET lock_timeout = '{BUSY_S:g}s'")
     connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_S:g}s'")
     connection.commit()
-
-
-def _begin_in_postgres(connection: sa.Connection) -> None:
-    statement = connection.get_execution_options().get("lutbuilder_begin")
-    if statement is not None:
-        connection.exec_driver_sql(statement)
 
 
 # --- what the parts of a store share

@@ -55,7 +55,7 @@ def migrate(connection: sa.Connection) -> None:
 
 
 def _create(connection: sa.Connection) -> None:
-    metadata.create_all(connection)
+    metadata.create_all(connection, checkfirst=False)  # there is nothing: each would be looked for by itself
     connection.execute(
         meta.insert(),
         [
