@@ -72,7 +72,7 @@ class BucketServer:
             if instead is not None:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start(instead[0], [("Content-Type", "application/xml"), ("Content-Length", str(len(instead[1])))])
-                return [instead[1]]
+                return [] if asked[0] == "HEAD" else [instead[1]]  # its answer ends with the headers
             with self._turn:
                 return list(s3(environ, start))
 

@@ -101,7 +101,7 @@ def collect(request: CollectRequest, on_progress: OnProgress, *, opening: Openin
                 agents=request.agents,
             )
             check_poolable(base, spec, agent, new_conditions=request.new_conditions)
-            host.await_agents(spec, wait_s=request.wait_s)
+            host.await_agents(unpublished(spec, host.store, base), wait_s=request.wait_s)
             stages: Iterable[CampaignSpec] = (spec,)
             known: set[str] = set()
             if request.max_ops is not None and few:

@@ -127,10 +127,14 @@ class Host:
         return found
 
     def await_agents(self, spec: CampaignSpec, *, wait_s: float | None) -> None:
-        """Wait until as many agents as the campaign allows can measure it. Raises NoAgent after `wait_s`."""
+        """Wait until as many agents as the campaign allows can measure it. Raises NoAgent after `wait_s`.
 
-        def suitable() -> list[AgentState]:
-            return [a for a in self._agents() if mismatch(spec, a.hello) is None]
+        One that has measured it counts though it is gone: what was begun goes on with those that are left.
+        """
+        measured = {agent.name for agent in self.store.sessions([spec.key])}
+
+        def suitable() -> set[str]:
+            return measured.union(a.name for a in self._agents() if mismatch(spec, a.hello) is None)
 
         if len(suitable()) >= spec.agents:
             return

@@ -66,14 +66,16 @@ def test_agents_of_both_work_on_one_job_and_the_other_ends_it_when_its_coordinat
 ) -> None:
     a, b = side("a"), side("b")
     server = a.serve(first=SOON)
-    b.serve(first=SOON)
-    one, two = a.agent("one"), b.agent("two")
+    one = a.agent("one")
     ann = a.person("ann")
     space = ann.folder / "space.toml"
     space.write_text(SMALL_SPACE, encoding="utf-8")
     words = ("--space", str(space), "--agents", "2", "--max-rounds", "24", *QUIET, *STEADY)
     client = ann.start(*a.asking(ann, *words))
     with b.store() as store:
+        a.wait_for(lambda: [job.runner for job in store.jobs()] not in ([], [""]))
+        b.serve(first=SOON)  # only now: it would run the job if it were asked for one sooner
+        two = b.agent("two")
         b.wait_for(lambda: {lease.agent for lease in store.active_leases()} == {"one", "two"})
         (campaign,) = store.campaigns()
         (job,) = store.jobs()

@@ -21,7 +21,7 @@ from lutbuilder.coordinator.store import Store
 from lutbuilder.devices import elsewhere
 from lutbuilder_agent.errors import CampaignFailed, Interrupted, NoAgent, SpecError, UnknownName
 from lutbuilder_agent.records import AgentHello, Fingerprint, RuntimeReport
-from tests.store_examples import SPEC
+from tests.store_examples import HELLO, SPEC, report
 
 TOML = """
 title = "mine"
@@ -166,6 +166,21 @@ def test_agents_of_another_coordinator_count_once_they_are_seen_alive(bench: Ben
         bench.find(known_sessions=known)
     bench.store.open_session(hello("new"), "s-new", now_s=2.0)
     assert bench.find(known_sessions=known) == "new"
+
+
+def test_a_campaign_of_two_agents_that_was_begun_goes_on_with_the_one_that_is_left(bench: Bench) -> None:
+    spec = replace(SPEC, agents=2)
+    for name in ("attic", "cellar"):
+        bench.store.open_session(replace(HELLO, name=name), f"before-{name}", now_s=1.0)
+    bench.coordinator.register(replace(HELLO, name="cellar"))
+    host = bench.host(known_sessions=frozenset({"before-attic"}))
+    bench.store.create_campaign(spec, now_s=1.0)
+    with pytest.raises(NoAgent, match="1 of 2 agents came"):
+        host.await_agents(spec, wait_s=0.01)
+    bench.store.commit_report(replace(report(), campaign_id=spec.key, session_id="before-attic"), now_s=2.0)
+    host.await_agents(spec, wait_s=0.01)
+    with pytest.raises(NoAgent, match="1 of 2 agents came"):
+        host.await_agents(replace(spec, repeat=1), wait_s=0.01)
 
 
 def test_a_device_is_named_as_anywhere_or_by_the_silicon_of_an_agent(bench: Bench) -> None:
