@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -308,7 +309,7 @@ def test_a_file_that_must_not_be_written_is_named(store: Store, tmp_path_factory
     store.close()
     for folder in (store.path.parent, *store.path.parents):
         if folder.is_relative_to(tmp_path_factory.getbasetemp().parent.parent) and folder.stat().st_uid == os.getuid():
-            folder.chmod(0o755)
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o755)  # /tmp itself may be among them: nothing is taken
     store.path.chmod(0o444)
     store.path.parent.chmod(0o555)
     with _nobody(), pytest.raises(StoreError, match=r"cannot be written .* make it and its folder writable"):
