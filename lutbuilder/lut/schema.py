@@ -517,18 +517,10 @@ def upgraded(table: pa.Table) -> pa.Table:
     arrays = [
         table.column(column.name)
         if column.name in there
-        else _filled(schema.field(column.name).type, column.default, table.num_rows)
+        else packed([column.default] * table.num_rows, schema.field(column.name).type)
         for column in COLUMNS
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _filled(kind: pa.DataType, value: bool | int | None, n: int) -> pa.Array:
-    """Return `n` times the same value, made of its buffer: pyarrow's own ways import pandas, as in `column_values`."""
-    if value is None:
-        return pa.nulls(n, type=kind)
-    raw = np.full(n, value, dtype=np.int64).tobytes() if kind == pa.int64() else bytes([255 * value] * (n // 8 + 1))
-    return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(raw)])
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:
@@ -541,7 +533,10 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
 
 
 def packed(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return an array of values that are of its kind, which nobody checks here; None is null. See `_filled`."""
+    """Return an array of values that are of its kind, which nobody checks here; None is null.
+
+    Made of its buffers, since pyarrow's own ways import pandas, as in `column_values`.
+    """
     present = np.array([value is not None for value in values], dtype=np.bool_)
     validity = None if present.all() else _packed_bits(present)
     if pa.types.is_list(kind):
