@@ -26,13 +26,14 @@ def assert_true(lut: Lut) -> None:
     truth = np.array([true_ns(lower(op)) / 1e6 - OVERHEAD_MS for op in OPS])
     rows = [lut[op] for op in OPS]
     off = np.log([row.latency_ms or np.nan for row in rows]) - np.log(truth)
-    assert abs(np.median(off)) < 0.12
+    assert abs(np.median(off)) < 0.18  # five standard deviations of the mean of two sessions' effects
     off -= np.median(off)
     assert np.median(np.abs(off)) < 0.004
     assert np.quantile(np.abs(off), 0.95) < 0.02
-    # An interval speaks of an op relative to the table's scale.
+    # An interval speaks of an op relative to the table's scale. Every run draws sessions of its own, so the bound is far
+    # below what they cover (94 %, where this is a matter of 1e-5); how much that is, seeds fixed, tests test_coverage.
     held = np.abs(off) <= np.array([row.half_width or 0.0 for row in rows])
-    assert held.sum() >= 64
+    assert held.mean() >= 0.8
 
 
 def visited(desk: Desk) -> dict[str, set[str]]:
