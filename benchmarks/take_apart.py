@@ -34,9 +34,10 @@ from lutbuilder.campaign.calibrated import calibrate_rows
 from lutbuilder.campaign.carriers import in_situ_rows, timed_carriers
 from lutbuilder.campaign.collect import pooled
 from lutbuilder.campaign.estimates import Summary, summarise
+from lutbuilder.campaign.evidence import by_fastest, visits_of
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec
 from lutbuilder.coordinator.store import Store
-from lutbuilder.lut import Row, make_rows, preferred
+from lutbuilder.lut import Lut, Row, make_rows, preferred
 from lutbuilder.stats.records import Visits
 from lutbuilder.validation import as_timed, carrier_scale, network_sum, session_scale
 from lutbuilder_agent.errors import LutbuilderError, SpecError, UnknownName
@@ -122,14 +123,19 @@ def session(home: Path, *, pair: Sequence[str] | None, draws: int) -> Apart:
         known = {op.op_id: op for op in validation.ops}
         networks = [known[op_id] for op_id in timed]
         here = summarise(validation.ops, store.visits([campaigns["validate"].campaign_id]))
-        visits = store.visits([campaigns["collect"].campaign_id])
+        visits = timed_as(store, home, [campaigns["collect"].campaign_id], collection.ops)
         calibrations = None
         if "calibrate" in campaigns and (home / "calibrated.json").exists():
             judged = json.loads((home / "calibrated.json").read_text())["report"]["calibrated"]
             pool = pooled(store, collection)
             own = {op.op_id for op in campaigns["calibrate"].spec.ops if op.role == "network"}
             again, without = recalibrated(
-                collection, pool.ops, store.visits(pool.campaign_ids), own=own, here=here, networks=networks
+                collection,
+                pool.ops,
+                timed_as(store, home, pool.campaign_ids, pool.ops),
+                own=own,
+                here=here,
+                networks=networks,
             )
             calibrations = Calibrations(
                 published=(judged["mape"]["value"], judged["bias"]["value"]) if judged else None,
@@ -148,6 +154,15 @@ def session(home: Path, *, pair: Sequence[str] | None, draws: int) -> Apart:
         calibrations=calibrations,
         groups=() if pair is None else groups(pair, networks, measured / predicted - 1.0),
     )
+
+
+def timed_as(store: Store, home: Path, campaign_ids: Sequence[str], ops: Sequence[CampaignOp]) -> Visits:
+    """Return the visits of campaigns, ops timed by the calls that the session's table takes them from."""
+    visits = store.visits(campaign_ids)
+    agents = dict(zip(visits.session_ids, visits.session_agents, strict=True))
+    name = json.loads((home / "collect.json").read_text())["lut"]["name"]
+    fastest_of = by_fastest(ops, Lut.load(name, folder=home / "luts").meta.op_calls)
+    return visits_of(store.raw_visits(campaign_ids), campaign_ids, agents, fastest_of=fastest_of)
 
 
 @contextmanager

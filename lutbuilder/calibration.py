@@ -217,7 +217,7 @@ def _space(request: CalibrateRequest, lut: Lut, opening: Opening) -> SearchSpace
 
 def _measured(host: Host, spec: CampaignSpec, agent: AgentState, base: Lut | None) -> tuple[CampaignState, Draft]:
     state = host.run(unpublished(spec, host.store, base))
-    return state, draft(host, state, agent)
+    return state, draft(host, state, agent, base=base)
 
 
 def _outcome(host: Host, state: CampaignState, lut: Lut, calibrated: Calibrated) -> CalibrateOutcome:

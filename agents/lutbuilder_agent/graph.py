@@ -125,13 +125,19 @@ class LayerGraph:
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates of conv and linear weights, the whole batch."""
-        total = 0
-        for layer, out in zip(self.layers, self.shapes[1:], strict=True):
-            shape = weight_shape(self, layer)
-            if shape is not None:
-                pixels = out[2] * out[3] if len(out) == 4 else 1
-                total += self.batch * pixels * _product(shape)
-        return total
+        return sum(map(self._macs_of, range(len(self.layers))))
+
+    @cached_property
+    def grouped_macs(self) -> int:
+        """Those of `macs` that are of layers with groups, depthwise ones above all."""
+        return sum(self._macs_of(number) for number, layer in enumerate(self.layers) if layer.groups > 1)
+
+    def _macs_of(self, number: int) -> int:
+        shape, out = weight_shape(self, self.layers[number]), self.shapes[number + 1]
+        if shape is None:
+            return 0
+        pixels = out[2] * out[3] if len(out) == 4 else 1
+        return self.batch * pixels * _product(shape)
 
     @cached_property
     def params(self) -> int:

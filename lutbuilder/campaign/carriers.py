@@ -9,8 +9,9 @@ the networks give evidence for it (stats/calibrate.py). Carriers are part of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,35 +27,40 @@ if TYPE_CHECKING:
     from lutbuilder.lut.schema import Carrier
     from lutbuilder.spaces import SearchSpace
     from lutbuilder.stats.records import OpEstimate
+    from lutbuilder_agent.graph import LayerGraph
 
 _TRIES = 2000  # changes of one choice tried for one carrier
-_NEAR = 0.01  # of the space's range of MACs: near enough to the wanted place
-_BEYOND = 1e15  # MACs no network has, and small enough that a float still tells two networks apart
+_NEAR = 0.01  # of the space's range: near enough to the wanted place
+_BEYOND = 1e15  # a size no network has, and small enough that a float still tells two networks apart
 _NORMAL_95 = 1.96
 _SEED = 0xCA881E85  # carriers come from a stream of their own: a validation with the same seed shares no draw
 
-_UNKNOWN = -1  # MACs not asked for yet
+_UNKNOWN = -1  # a size not asked for yet
+_SIZES = (attrgetter("macs"), attrgetter("grouped_macs"))
 
 Floats = NDArray[np.float64]
-Seen = dict[bytes, tuple[NDArray[np.int16], float] | None]  # archs by what was drawn, with their MACs; None: forbidden
+Arch = NDArray[np.int16]
+Seen = dict[bytes, tuple[Arch, float] | None]  # archs by what was drawn, with their sizes; None: forbidden
 
 
 def choose_carriers(space: SearchSpace, n: int, *, seed: int) -> tuple[CampaignOp, ...]:
-    """Return up to `n` different random networks, their MACs spread evenly over the space's whole range.
+    """Return up to `n` different random networks, spread evenly over the space's whole range, in the order of a list.
 
-    Each starts at a random arch and takes random changes of one choice that bring its MACs nearer to its place. Fewer
-    than `n` only where the space has fewer.
+    Half of them by their MACs, the others by those MACs alone that are of grouped layers: what such a MAC costs is what
+    engines differ in most, so the slowest networks of one are not those of another (decision 0014). Each network starts
+    at a random arch and takes random changes of one choice that bring it nearer to its place. Fewer than `n` only where
+    the space has fewer.
     """
     rng = np.random.default_rng([seed, _SEED])
     chosen: dict[str, CampaignOp] = {}
-    macs = _Macs(space)
-    seen: Seen = {}
-    low, high = (_nearest(space, target, rng, macs, seen)[1] for target in (0.0, _BEYOND))
+    by_macs, by_grouped = (_Spread(space, size, rng) for size in _SIZES)
+    spreads = (by_macs, by_grouped) if by_grouped.high > by_grouped.low else (by_macs,)
     for number in range(n):
-        target = low + (high - low) * (number + rng.random()) / n
+        place, which = divmod(number, len(spreads))
+        spread, n_places = spreads[which], -(-(n - which) // len(spreads))
+        target = spread.low + (spread.high - spread.low) * (place + rng.random()) / n_places
         for _ in range(10):
-            arch, _ = _nearest(space, target, rng, macs, seen, near=_NEAR * (high - low))
-            carrier = CampaignOp.carrier(space.arch_ops(arch))
+            carrier = CampaignOp.carrier(space.arch_ops(spread.nearest(target, rng)))
             if carrier.op_id not in chosen:
                 chosen[carrier.op_id] = carrier
                 break
@@ -156,46 +162,48 @@ def in_situ_rows(
     return tuple(found)
 
 
-class _Macs:
-    """The MACs of archs, summed over sites: thousands of archs are tried, and their sites have few ops."""
+class _Spread:
+    """Archs by a size that sums over their ops: thousands of archs are tried, and their sites have few ops."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, size: Callable[[LayerGraph], int], rng: np.random.Generator) -> None:
+        self._space, self._size = space, size
         self._sites: list[tuple[list[tuple[int, int]], tuple[OpSpec | None, ...], list[int]]] = []
         for site, ops in zip(space.sites, space.site_ops, strict=True):
             columns = [space.positions[name] for name in site.scope]
             strides = [math.prod(space.sizes[c] for c in columns[k + 1 :]) for k in range(len(columns))]
             self._sites.append((list(zip(columns, strides, strict=True)), ops, [_UNKNOWN] * len(ops)))
+        self._seen: Seen = {}
+        self._near = 0.0
+        self.low, self.high = (self.of(self.nearest(target, rng)) for target in (0.0, _BEYOND))
+        self._near = _NEAR * (self.high - self.low)
 
-    def of(self, arch: NDArray[np.int16]) -> float:
-        """Return the MACs of an arch; of its ops alone, for others may have none."""
+    def of(self, arch: Arch) -> float:
+        """Return the size of an arch; of its ops alone, for others may have none."""
         row = arch.tolist()
         total = 0
-        for columns, ops, macs in self._sites:
+        for columns, ops, sizes in self._sites:
             place = sum(row[column] * stride for column, stride in columns)
-            if macs[place] == _UNKNOWN:
+            if sizes[place] == _UNKNOWN:
                 op = ops[place]
-                macs[place] = 0 if op is None else lower(op).macs
-            total += macs[place]
+                sizes[place] = 0 if op is None else self._size(lower(op))
+            total += sizes[place]
         return float(total)
 
-
-def _nearest(
-    space: SearchSpace, target: float, rng: np.random.Generator, sizes: _Macs, seen: Seen, *, near: float = 0.0
-) -> tuple[NDArray[np.int16], float]:
-    """Return an arch whose MACs are near `target`, and its MACs. Most changes lead where others led: `seen`."""
-    arch = space.sample(rng, 1)[0]
-    macs = sizes.of(arch)
-    for _ in range(_TRIES):
-        if abs(macs - target) <= near:
-            break
-        other = arch.copy()
-        variable = int(rng.integers(len(space.sizes)))
-        other[variable] = rng.integers(space.sizes[variable])
-        drawn = other.tobytes()
-        if drawn not in seen:
-            other = space.canonical(other[None])[0]
-            seen[drawn] = (other, sizes.of(other)) if space.allowed(other[None])[0] else None
-        found = seen[drawn]
-        if found is not None and abs(found[1] - target) < abs(macs - target):
-            arch, macs = found
-    return arch, macs
+    def nearest(self, target: float, rng: np.random.Generator) -> Arch:
+        """Return an arch whose size is near `target`. Most changes lead where others led."""
+        arch: Arch = self._space.sample(rng, 1)[0]
+        size = self.of(arch)
+        for _ in range(_TRIES):
+            if abs(size - target) <= self._near:
+                break
+            other = arch.copy()
+            variable = int(rng.integers(len(self._space.sizes)))
+            other[variable] = rng.integers(self._space.sizes[variable])
+            drawn = other.tobytes()
+            if drawn not in self._seen:
+                other = self._space.canonical(other[None])[0]
+                self._seen[drawn] = (other, self.of(other)) if self._space.allowed(other[None])[0] else None
+            found = self._seen[drawn]
+            if found is not None and abs(found[1] - target) < abs(size - target):
+                arch, size = found
+        return arch

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
 import pytest
 
 from lutbuilder import spaces
 from lutbuilder.campaign import draft
 from lutbuilder.campaign.estimates import summarise
+from lutbuilder.lower import lower
 from lutbuilder.lut import Lut, publish, write_samples
 from lutbuilder.lut.store import open_samples
 from lutbuilder.rebuild import rebuild
 from lutbuilder_agent.errors import LutConflict, LutCorrupt, LutNotFound, SamplesMissing
+from lutbuilder_agent.runtimes.simulated import true_ns
 from tests.desk import NAME, Desk
 from tests.lut_examples import example_meta, example_op, example_row
 
@@ -67,6 +70,25 @@ def test_the_same_lutbuilder_makes_the_same_rows_bit_by_bit(measured: Desk, luts
     compared = measured.run("luts", "diff", f"{luts / NAME}@4", f"{luts / NAME}@5", "--json")
     assert {(row["verdict"], row["ratio"]) for row in json.loads(compared.out)["rows"]} == {("SAME", 1.0)}
     assert samples_of(luts, 5).is_file(), "it is as complete as the one before"
+
+
+def test_a_cold_tables_ops_took_what_fastest_calls_took_wherever_they_are_timed_and_made_again(desk: Desk) -> None:
+    ended = desk.run(*desk.collecting(*COLLECTING, "--carriers", "8", "--cache", "cold"))
+    assert ended.status == 0, ended.err
+    name, noise = f"{NAME}-cold", 0.02
+    lut = Lut.load(desk.luts / name)
+    assert lut.meta.op_calls == "fastest"
+    rows = [row for row in lut.rows() if row.method == "context" and row.kind != "identity"]
+    typical = np.median([(row.latency_ms or np.nan) / (true_ns(lower(row.op)) / 1e6) for row in rows])
+    assert typical < 1.0 - noise, "as fast as the fastest of twenty calls, not as the median one"
+    networks = [row.latency_ms / (true_ns(lower(row.op)) / 1e6) for row in lut.rows() if row.method == "in_situ"]
+    assert abs(np.median(networks) - 1.0) < noise, "carriers, by medians, bring them to what networks take"
+    words = ("--random", "4", "--searched", "0", "--rounds", "6", "--state-dir", str(desk.state), "--json")
+    report = desk.run("validate", str(desk.luts / name), *words).json["report"]
+    assert abs(report["ops_scale"] - 1.0) < noise / 2, "ops of both sessions by the same calls"
+    made = rebuild(f"{name}@2", luts=desk.luts)
+    assert made.identical
+    assert made.lut.meta.op_calls == "fastest"
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])

@@ -30,8 +30,8 @@ def assert_true(lut: Lut) -> None:
     off -= np.median(off)
     assert np.median(np.abs(off)) < 0.004
     assert np.quantile(np.abs(off), 0.95) < 0.02
-    # An interval speaks of an op relative to the table's scale. Every run draws sessions of its own, so the bound is far
-    # below what they cover (94 %, where this is a matter of 1e-5); how much that is, seeds fixed, tests test_coverage.
+    # An interval speaks of an op relative to the table's scale. Every run draws sessions of its own, so the bound is
+    # far below the 94 % they cover, where it is missed once in 1e5; how much they do, seeds fixed, is test_coverage's.
     held = np.abs(off) <= np.array([row.half_width or 0.0 for row in rows])
     assert held.mean() >= 0.8
 

@@ -85,12 +85,24 @@ def error(rows: tuple[Row, ...], true_ms: dict[str, float], *, seed: int) -> flo
     return float(np.abs(sums / truth - 1).mean())
 
 
-def test_carriers_fill_the_range_of_macs_and_are_all_different() -> None:
+@pytest.mark.parametrize(("number", "size"), [(0, "macs"), (1, "grouped_macs")])
+def test_carriers_fill_the_range_of_macs_and_of_depthwise_macs_and_are_all_different(number: int, size: str) -> None:
     carriers = choose_carriers(SPACE, CARRIERS, seed=3)
-    macs = np.array([lower_network(list(c.ops)).macs for c in carriers], dtype=float)
     assert len({c.op_id for c in carriers}) == CARRIERS
-    assert macs.max() > 4 * macs.min()
-    assert np.diff(np.sort(macs)).max() < 0.25 * np.ptp(macs)
+    sizes = np.array([getattr(lower_network(list(c.ops)), size) for c in carriers], dtype=float)
+    half = sizes[number::2]  # chosen by this size, one after the other
+    assert (np.diff(half) > 0).all()
+    assert half.max() > 3.5 * half.min()
+    assert np.diff(half).max() < 0.35 * np.ptp(half)
+    assert np.ptp(half) > 0.8 * np.ptp(sizes)
+
+
+def test_where_no_layer_has_groups_carriers_are_spread_by_macs_alone() -> None:
+    dense = spaces.get("ofa_resnet50")
+    carriers = choose_carriers(dense, 6, seed=3)
+    sizes = [lower_network(list(c.ops)) for c in carriers]
+    assert {graph.grouped_macs for graph in sizes} == {0}
+    assert (np.diff([graph.macs for graph in sizes]) > 0).all()
 
 
 def test_the_same_seed_gives_the_same_carriers_and_another_one_others() -> None:
