@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutbuilder.campaign.calibrated import calibrate_rows
-from lutbuilder.campaign.carriers import in_situ_rows, timed_carriers
+from lutbuilder.campaign.carriers import in_situ_rows, on_carriers_scale, timed_carriers
 from lutbuilder.campaign.collect import pooled
 from lutbuilder.campaign.estimates import Summary, summarise
 from lutbuilder.campaign.evidence import by_fastest, visits_of
@@ -160,8 +160,8 @@ def timed_as(store: Store, home: Path, campaign_ids: Sequence[str], ops: Sequenc
     """Return the visits of campaigns, ops timed by the calls that the session's table takes them from."""
     visits = store.visits(campaign_ids)
     agents = dict(zip(visits.session_ids, visits.session_agents, strict=True))
-    name = json.loads((home / "collect.json").read_text())["lut"]["name"]
-    fastest_of = by_fastest(ops, Lut.load(name, folder=home / "luts").meta.op_calls)
+    table = json.loads((home / "validate.json").read_text())["report"]["table"]
+    fastest_of = by_fastest(ops, Lut.load(table, folder=home / "luts").meta.op_calls)
     return visits_of(store.raw_visits(campaign_ids), campaign_ids, agents, fastest_of=fastest_of)
 
 
@@ -278,7 +278,7 @@ def recalibrated(
         made = calibrate_rows(
             rows,
             [op for op in ops if op.role == "carrier" or op.op_id in own],
-            summary.by_id,
+            on_carriers_scale(ops, summary),
             covered=[op.ops[0] for op in spec.ops if op.role == "op"],
             table="",
             spaces=[spec.space],

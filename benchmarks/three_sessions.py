@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("runtime", help="onnxruntime, litert, torch, or simulated")
     parser.add_argument("--folder", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--sessions", type=int, default=3)
+    parser.add_argument("--first", type=int, default=1, help="number and seed of the first: other networks than before")
     parser.add_argument("--device", help="[default: cpu, or simulated for that runtime]")
     parser.add_argument("--space", default="proxyless")
     parser.add_argument("--budget", default="3m", help="of a collection")
@@ -125,7 +126,8 @@ def main() -> None:
     options = Options(**{**given, "runtime_option": tuple(chosen.runtime_option)})
     try:
         check_options(options, chosen.folder)
-        figures = [run_session(number, options, chosen.folder, lutbuilder) for number in range(1, chosen.sessions + 1)]
+        numbers = range(chosen.first, chosen.first + chosen.sessions)
+        figures = [run_session(number, options, chosen.folder, lutbuilder) for number in numbers]
     except CommandFailed as failed:
         parser.exit(failed.status, f"{failed}\n")
     body = {"options": asdict(options), "sessions": [asdict(session) for session in figures]}

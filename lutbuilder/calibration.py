@@ -18,6 +18,7 @@ from lutbuilder.campaign.calibrated import (
     transfer_rows,
     with_calibration,
 )
+from lutbuilder.campaign.carriers import carriers_of, on_carriers_scale
 from lutbuilder.campaign.collect import (
     draft,
     newest,
@@ -105,7 +106,7 @@ def _calibrate(request: CalibrateRequest, on_progress: OnProgress, opening: Open
             plan=replace(base.meta.plan, seed=request.seed, instances=request.instances or base.meta.plan.instances),
             env_id=agent.fingerprint.env_id,
             runtime_version=runtime_version(agent, target.runtime),
-            ops=(*campaign_ops(measured, measured[:: -(-len(measured) // _MOST_OPS)]), *networks),
+            ops=(*campaign_ops(measured, measured[:: -(-len(measured) // _MOST_OPS)]), *carriers_of(base), *networks),
             budget_s=request.budget_s,
             precision=0.01,
             max_rounds=request.rounds,
@@ -119,7 +120,7 @@ def _calibrate(request: CalibrateRequest, on_progress: OnProgress, opening: Open
         calibrated = calibrate_rows(
             merged,
             [op for op in made.evidence.ops if op.role == "carrier" or (op.is_whole and op.op_id in ids)],
-            made.summary.by_id,
+            on_carriers_scale(made.evidence.ops, made.summary),
             covered=dict.fromkeys(op for name in names for op in opening.space(name, batch=target.batch).ops()),
             table=f"{base.name}@{base.version}",
             spaces=names,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lutbuilder.campaign.carriers import carriers_of
+from lutbuilder.campaign.carriers import carriers_of, midmean
 from lutbuilder.campaign.collect import draft, publish_draft, runtime_version, timed_fraction
 from lutbuilder.campaign.estimates import Summary, summarise
 from lutbuilder.campaign.evidence import by_fastest, visits_of
@@ -368,14 +368,13 @@ def carrier_scale(here: Summary, carriers: Sequence[Carrier]) -> float | None:
     """Return how many times slower `here` is than a table, by the carriers it was fitted to: the midmean of ratios.
 
     In-situ rows are at the level of their carriers' session, and what a session does to networks it does not do to ops
-    timed alone (docs/decisions/0008). The midmean is the mean of the middle half. No held-out network enters it.
+    timed alone (docs/decisions/0008). No held-out network enters it.
     None for fewer than 6 carriers.
     """
     ratios = [here.by_id[it.op_id].time_ms / it.time_ms for it in carriers if it.op_id in here.by_id]
     if len(ratios) < LEAST_NETWORKS:
         return None
-    quarter = len(ratios) // 4
-    return float(np.mean(np.sort(ratios)[quarter : len(ratios) - quarter]))
+    return midmean(np.array(ratios))
 
 
 def session_scale(here: Summary, rows: Mapping[str, Row]) -> float | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lutbuilder.campaign.carriers import on_carriers_scale
 from lutbuilder.campaign.plan import overhead_op
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.lower import lower
@@ -145,7 +146,8 @@ def calibrate_rows(
 ) -> Calibrated:
     """Return calibrated rows of the `covered` ops, fitted to whole networks and, if there are any, carriers.
 
-    `estimates` by op_id, networks and ops among them: these tell how fast the machine was beside the rows. `method`
+    `estimates` by op_id, networks (`on_carriers_scale`) and ops among them: these tell how fast the machine was beside
+    the rows. `method`
     None: the one that predicts networks left out of the fit best, if it betters the table's lookups. An intercept of
     the affine method goes into the call overhead of the ops that networks begin with: a network has that once. Raises
     CampaignFailed if too few networks were timed.
@@ -256,7 +258,12 @@ def refitted(
     )  # each once, in an order: the fit is the same whenever it is made
     try:
         calibrated = calibrate_rows(
-            merged, networks, made.summary.by_id, covered=covered, table=record["table"], spaces=record["spaces"]
+            merged,
+            networks,
+            on_carriers_scale(made.evidence.ops, made.summary),
+            covered=covered,
+            table=record["table"],
+            spaces=record["spaces"],
         )
     except CampaignFailed:  # ops of the networks have failed since; what was measured is published all the same
         return made

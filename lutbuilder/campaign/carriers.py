@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lutbuilder.campaign.estimates import half_ms
+from lutbuilder.campaign.estimates import Summary, half_ms
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.lower import lower
 from lutbuilder.op import OpSpec
@@ -89,6 +89,48 @@ def carriers_of(lut: Lut) -> tuple[CampaignOp, ...]:
         for carrier in lut.meta.carriers
         if all(op_id in ops for op_id in carrier.op_ids)
     )
+
+
+def on_carriers_scale(ops: Iterable[CampaignOp], summary: Summary) -> Mapping[str, OpEstimate]:
+    """Return the estimates of a pool's visits, networks put on the scale of the carriers of their sessions.
+
+    Ops tie the sessions of a fit, and what a session does to networks it does not do to ops timed alone (decision
+    0009). So where a session timed carriers that others timed too, its networks are moved by what those carriers
+    differ from their own means. Where fewer than 6 carriers tell, nothing moves.
+    """
+    from lutbuilder.stats.calibrate import LEAST_NETWORKS
+    from lutbuilder.stats.interval import spread
+
+    units = spread(summary.visits, summary.drift).sessions
+    roles = {op.op_id: op.role for op in ops}
+    role = np.array([roles.get(op_id, "op") for op_id in summary.visits.op_ids])[units.op]
+    shared = np.bincount(units.op, minlength=len(summary.visits.op_ids))[units.op] > 1
+    off = np.zeros(len(summary.visits.session_ids))
+    for session in range(len(off)):
+        telling = (role == "carrier") & shared & (units.session == session)
+        if telling.sum() >= LEAST_NETWORKS:
+            off[session] = midmean(units.value[telling] - summary.drift.theta[units.op[telling]])
+    moved = dict(summary.by_id)
+    for number in np.unique(units.op[role == "network"]):
+        mine = units.op == number
+        by = float(np.average(off[units.session[mine]], weights=units.weight[mine]))
+        op_id = summary.visits.op_ids[number]
+        if by and op_id in moved:
+            moved[op_id] = _scaled(moved[op_id], math.exp(-by))
+    return moved
+
+
+def midmean(values: Floats) -> float:
+    """Return the mean of the middle half."""
+    quarter = len(values) // 4
+    return float(np.mean(np.sort(values)[quarter : len(values) - quarter]))
+
+
+def _scaled(estimate: OpEstimate, factor: float) -> OpEstimate:
+    """Return the estimate of something that takes `factor` times as long."""
+    times = ("time_ms", "lo_ms", "hi_ms", "p90_ms", "net_half_ms")
+    known = {name: value for name in times if (value := getattr(estimate, name)) is not None}
+    return replace(estimate, **{name: factor * value for name, value in known.items()})
 
 
 def in_situ_rows(

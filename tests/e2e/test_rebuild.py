@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from lutbuilder import spaces
 from lutbuilder.campaign import draft
 from lutbuilder.campaign.estimates import summarise
+from lutbuilder.campaign.state import STORE_NAME
+from lutbuilder.coordinator.store import Store
 from lutbuilder.lower import lower
 from lutbuilder.lut import Lut, publish, write_samples
 from lutbuilder.lut.store import open_samples
@@ -70,6 +73,16 @@ def test_the_same_lutbuilder_makes_the_same_rows_bit_by_bit(measured: Desk, luts
     compared = measured.run("luts", "diff", f"{luts / NAME}@4", f"{luts / NAME}@5", "--json")
     assert {(row["verdict"], row["ratio"]) for row in json.loads(compared.out)["rows"]} == {("SAME", 1.0)}
     assert samples_of(luts, 5).is_file(), "it is as complete as the one before"
+
+
+def test_a_validation_and_a_calibration_time_the_tables_carriers_again(measured: Desk) -> None:
+    with Store.open(measured.state / STORE_NAME) as store:
+        specs = {campaign.spec.purpose: campaign.spec for campaign in store.campaigns()}
+    first = Lut.load(measured.luts / NAME / "v0001.parquet")
+    for purpose in ("collect", "validate", "calibrate"):
+        timed = {op.op_id for op in specs[purpose].ops if op.role == "carrier"}
+        assert timed == {carrier.op_id for carrier in first.meta.carriers}, purpose
+        assert len(timed) == 8
 
 
 def test_a_cold_tables_ops_took_what_fastest_calls_took_wherever_they_are_timed_and_made_again(desk: Desk) -> None:
@@ -181,7 +194,7 @@ def test_visits_of_another_table_and_damaged_ones_are_refused(luts: Path) -> Non
 
 def test_imported_rows_are_taken_over_as_they_are(luts: Path) -> None:
     imported = example_row(example_op(kernel=9), evidence="imported", n_visits=0)
-    publish([imported], Lut.load(luts / NAME).meta, folder=luts)
+    publish([imported], replace(Lut.load(luts / NAME).meta, calibration=None), folder=luts)
     made = rebuild(NAME, luts=luts)
     assert made.identical
     assert made.lut[imported.op] == imported

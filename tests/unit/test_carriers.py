@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lutbuilder import spaces
-from lutbuilder.campaign.carriers import choose_carriers, in_situ_rows
+from lutbuilder.campaign.carriers import choose_carriers, in_situ_rows, on_carriers_scale
+from lutbuilder.campaign.estimates import Summary, summarise
 from lutbuilder.campaign.plan import overhead_op
 from lutbuilder.campaign.spec import CampaignOp
 from lutbuilder.lower import lower, lower_network
 from lutbuilder.lut import Row
 from lutbuilder.stats.records import OpEstimate
+from tests.simulated_visits import STEADY, log_spread, simulate
 
 SPACE = spaces.get("proxyless")
 OVERHEAD_MS = 0.01
@@ -167,3 +170,60 @@ def test_a_carrier_with_a_failed_op_is_left_out(alone_ms: dict[str, float]) -> N
         for row in rows_of(alone_ms)
     )
     assert in_situ_rows(carriers, rows, times(carriers, alone_ms, seed=1)) == ()
+
+
+# --- Networks on the scale of their session's carriers
+
+MORE = 0.02  # how much longer networks take in the second session than its ops tell
+
+
+def two_sessions(n_again: int, *, more: float = MORE) -> tuple[tuple[CampaignOp, ...], Summary]:
+    """Ops and carriers timed in two sessions, of the carriers only `n_again` in the second; networks only there."""
+    carriers = choose_carriers(SPACE, CARRIERS, seed=0)
+    nets = tuple(CampaignOp.network(SPACE.arch_ops(arch)) for arch in SPACE.sample(np.random.default_rng(5), 8))
+    ops = (*(CampaignOp.of(op) for op in SPACE.ops()), *carriers, *nets)
+    n_first, whole = len(ops) - len(nets), len(SPACE.ops())
+    second = [*range(whole + n_again), *range(n_first, len(ops))]
+    made = simulate(
+        log_spread(len(ops)),
+        rounds=8,
+        seed=1,
+        machine=replace(STEADY, noise=0.001, session_log_scales=(0.0, 0.1)),
+        session_ops=(range(n_first), second),
+    ).visits
+    slower = (made.session == 1) & (made.op >= whole)
+    visits = replace(
+        made,
+        op_ids=tuple(op.op_id for op in ops),
+        block_ns=made.block_ns * np.where(slower, np.exp(more), 1.0),
+    )
+    return ops, summarise(ops, visits)
+
+
+@pytest.mark.parametrize("more", [MORE, -0.05, 0.0])
+def test_networks_are_as_long_as_their_sessions_carriers_say_and_not_as_its_ops_do(more: float) -> None:
+    ops, summary = two_sessions(CARRIERS, more=more)
+    truth = dict(zip((op.op_id for op in ops), log_spread(len(ops)), strict=True))
+
+    def log_level(times: Mapping[str, OpEstimate], role: str) -> float:
+        return float(
+            np.median([np.log(1e6 * times[op.op_id].time_ms) - truth[op.op_id] for op in ops if op.role == role])
+        )
+
+    tied = on_carriers_scale(ops, summary)
+    assert log_level(tied, "network") == pytest.approx(log_level(tied, "carrier"), abs=0.001)
+    untied = log_level(summary.by_id, "network") - log_level(summary.by_id, "carrier")
+    assert untied == pytest.approx(more / 2, abs=0.001), "the carriers' own times are of both sessions"
+    for op in ops:
+        before, after = summary.by_id[op.op_id], tied[op.op_id]
+        if op.role != "network":
+            assert after == before
+        else:
+            assert after.half_width == pytest.approx(before.half_width)
+            assert after.p90_ms / before.p90_ms == pytest.approx(after.time_ms / before.time_ms)
+
+
+@pytest.mark.parametrize("n_again", [0, 5])
+def test_where_fewer_than_six_carriers_were_timed_again_no_network_is_moved(n_again: int) -> None:
+    ops, summary = two_sessions(n_again)
+    assert on_carriers_scale(ops, summary) == summary.by_id

@@ -20,9 +20,11 @@ from lutbuilder.campaign.plan import campaign_ops
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
 from lutbuilder.coordinator.store import CampaignState, Store
 from lutbuilder.lower import lower
+from lutbuilder.lut import publish
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import SpecError, UnknownName
 from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, Report, RuntimeReport, Timing
+from tests.lut_examples import example_meta, example_row
 from tests.worked_example import EXAMPLE, block, conv
 
 # --- error_curve.py
@@ -350,7 +352,8 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for net in JUDGED
     ]
     calibrated = {"mape": {"value": 0.003}, "bias": {"value": 0.001}}
-    (home / "validate.json").write_text(json.dumps({"report": {"networks": networks}}))
+    lut = publish([example_row()], replace(example_meta(), op_calls="fastest"), folder=home / "luts")
+    (home / "validate.json").write_text(json.dumps({"report": {"networks": networks, "table": lut.spec}}))
     (home / "calibrated.json").write_text(json.dumps({"report": {"calibrated": calibrated}}))
     return home
 
