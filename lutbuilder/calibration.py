@@ -1,7 +1,8 @@
 """`calibrate`: correct a table by whole networks, or make one of another device's table; both stay plain sums of rows.
 
 The networks are drawn from a stream of their own, none of them one that a validation of the table used or would use,
-and from then on no validation of it uses them.
+and from then on no validation of it uses them. The table's carriers are timed again beside them: they say what this
+session does to networks (docs/decisions/0009).
 """
 
 from __future__ import annotations

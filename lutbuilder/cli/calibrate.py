@@ -71,9 +71,10 @@ def calibrate(
 ) -> None:
     """Correct a table by whole networks.
 
-    Times a few networks with the table's ops, finds out in which ways networks cost more or less than their sums say,
-    and publishes a version with calibrated rows beside the measured ones. It stays a plain sum of rows; where the
-    networks say nothing, so do the corrections. No network of a validation is used, and `validate` uses none of these.
+    Times a few networks with the table's ops and carriers, finds out in which ways networks cost more or less than
+    their sums say, and publishes a version with calibrated rows beside the measured ones. It stays a plain sum of rows;
+    where the networks say nothing, so do the corrections. No network of a validation is used, and `validate` uses none
+    of these.
     Typed again, further networks join the fit. With --from, the table of another device of the same class is scaled by
     networks alone, or refused if this device works in another way. Killed or interrupted, the same command continues.
 

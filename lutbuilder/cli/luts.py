@@ -400,6 +400,7 @@ def _provenance(lut: Lut) -> list[tuple[str, str]]:
         ("device", f"{target.device}, environment {meta.fingerprint.env_id}"),
         ("runtime", f"{target.runtime} {meta.runtime_version}"),
         ("set-up", f"{target.dtype}, batch {target.batch}, {target.threads} thread(s), cache {target.cache}"),
+        ("timed", "ops by the fastest call of every visit, networks by the median" if meta.op_calls == "fastest" else ""),
         ("spaces", ", ".join(meta.spaces)),
         ("created", f"{meta.created} by lutbuilder {meta.tool_version}"),
         ("parent", "" if meta.parent_version is None else f"version {meta.parent_version}"),
@@ -423,8 +424,8 @@ def _quality(lut: Lut) -> list[tuple[str, str]]:
             "call overheads",
             ""
             if quality.median_overhead_half_width is None
-            else f"±{percent_text(quality.median_overhead_half_width)} median, "
-            f"±{percent_text(quality.max_overhead_half_width)} widest: microseconds, and inside the ops' intervals",
+            else f"{_of_overhead(quality.median_overhead_half_width)} median, "
+            f"{_of_overhead(quality.max_overhead_half_width)} widest: microseconds, and inside the ops' intervals",
         ),
         ("test-retest", f"{percent_text(quality.median_test_retest, 2)} median, even against odd rounds"),
         (
@@ -450,6 +451,13 @@ def _quality(lut: Lut) -> list[tuple[str, str]]:
             "" if quality.timed_fraction is None else f"{percent_text(quality.timed_fraction)} of it inside visits",
         ),
     ]
+
+
+def _of_overhead(half_width: float | None) -> str:
+    """Return how well a call overhead is known; one that is all but nothing has a relative interval of any size."""
+    if half_width is not None and half_width > 1.0:
+        return "more than itself"
+    return f"±{percent_text(half_width)}"
 
 
 _BARS = "▁▂▃▄▅▆▇█"
