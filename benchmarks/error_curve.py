@@ -26,9 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutbuilder.campaign.carriers import in_situ_rows
-from lutbuilder.campaign.collect import op_calls
 from lutbuilder.campaign.estimates import Summary, summarise
-from lutbuilder.campaign.evidence import by_fastest, visits_of
 from lutbuilder.coordinator.store import CampaignState, Store
 from lutbuilder.lut import Row, make_rows, preferred
 from lutbuilder.networks import HeldOut
@@ -128,8 +126,7 @@ def curve(
     spec = validation.spec
     networks = tuple(HeldOut(arch=(), ops=op.ops, group="") for op in spec.ops if op.role == "network")
     here = summarise(spec.ops, store.visits([validation.campaign_id]))
-    here_ops = summarise(spec.ops, timed_as_now(store, validation))
-    visits = timed_as_now(store, collection)
+    visits = store.visits([collection.campaign_id])
     times_s = visit_times_s(store, collection, visits)
     points = []
     for moment in minutes:
@@ -140,7 +137,7 @@ def curve(
         fitted, medians = table(collection, cut), table(collection, cut, steady=True)
         ops = [row for row in preferred(fitted).values() if row.kind != "identity"]
         widths = [row.half_width for row in ops if row.half_width is not None]
-        errors, n_networks = predicted(networks, here, here_ops, fitted)
+        errors, n_networks = predicted(networks, here, fitted)
         points.append(
             Point(
                 minutes=moment,
@@ -150,19 +147,10 @@ def curve(
                 n_networks=n_networks,
                 median_half_width=float(np.median(widths)) if widths else None,
                 with_drift_model=errors,
-                without=predicted(networks, here, here_ops, medians)[0],
+                without=predicted(networks, here, medians)[0],
             )
         )
     return tuple(points)
-
-
-def timed_as_now(store: Store, campaign: CampaignState) -> Visits:
-    """Return a campaign's visits, ops timed by the calls that `collect` takes them from."""
-    ids = [campaign.campaign_id]
-    visits = store.visits(ids)
-    agents = dict(zip(visits.session_ids, visits.session_agents, strict=True))
-    fastest_of = by_fastest(campaign.spec.ops, op_calls(campaign.spec.target))
-    return visits_of(store.raw_visits(ids), ids, agents, fastest_of=fastest_of)
 
 
 def visit_times_s(store: Store, campaign: CampaignState, visits: Visits) -> NDArray[np.float64]:
@@ -199,17 +187,12 @@ def table(campaign: CampaignState, visits: Visits, *, steady: bool = False) -> t
     return (*rows, *in_situ_rows(campaign.spec.ops, rows, summary.by_id))
 
 
-def predicted(
-    networks: tuple[HeldOut, ...], here: Summary, here_ops: Summary, rows: tuple[Row, ...]
-) -> tuple[Accuracy | None, int]:
-    """Return the errors of the plain sum at `here`'s scale, which `here_ops` tells, and over how many networks.
-
-    None below 3.
-    """
+def predicted(networks: tuple[HeldOut, ...], here: Summary, rows: tuple[Row, ...]) -> tuple[Accuracy | None, int]:
+    """Return the errors of the plain sum at `here`'s scale, and over how many networks; None below 3."""
     timed = [network for network in networks if network.op_id in here.by_id]
     sums = network_sums(timed, preferred(rows))
     known = np.isfinite(sums)
-    scale = session_scale(here_ops, as_timed(rows))
+    scale = session_scale(here, as_timed(rows))
     if known.sum() < 3 or scale is None:
         return None, int(known.sum())
     truth = np.array([here.by_id[network.op_id].time_ms for network in timed])

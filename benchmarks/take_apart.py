@@ -9,9 +9,11 @@ Nothing is timed, and nothing is written there: the store of every finished sess
    the truth, which is what the leases of the validation do not have in common once each one's mean is taken out;
    chance in the visits of the collection, by a bootstrap over preparations of every op, pair and carrier; and the rest,
    which the leases have in common and chance does not explain;
-2. the calibrated table's error as published, beside `calibrate` done again from the same visits with the code as it is,
+2. the error of the table made again from the collection's visits with the code as it is, and with the fastest call of
+   every visit of an op or a pair instead of the median (decision 0014);
+3. the calibrated table's error as published, beside `calibrate` done again from the same visits with the code as it is,
    and again without the pattern `ends` (decision 0013);
-3. with `--pair A,B`, op_ids or labels: how much more than predicted networks take that hold both, either, neither.
+4. with `--pair A,B`, op_ids or labels: how much more than predicted networks take that hold both, either, neither.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -34,10 +36,9 @@ from lutbuilder.campaign.calibrated import calibrate_rows
 from lutbuilder.campaign.carriers import in_situ_rows, on_carriers_scale, timed_carriers
 from lutbuilder.campaign.collect import pooled
 from lutbuilder.campaign.estimates import Summary, summarise
-from lutbuilder.campaign.evidence import by_fastest, visits_of
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec
-from lutbuilder.coordinator.store import Store
-from lutbuilder.lut import Lut, Row, make_rows, preferred
+from lutbuilder.coordinator.store import RawVisit, Store
+from lutbuilder.lut import Row, make_rows, preferred
 from lutbuilder.stats.records import Visits
 from lutbuilder.validation import as_timed, carrier_scale, network_sum, session_scale
 from lutbuilder_agent.errors import LutbuilderError, SpecError, UnknownName
@@ -54,6 +55,15 @@ class Parts:
     truth: float | None  # None for one lease: then it is in `rest`
     chance: float
     rest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A table against the held-out networks; fractions."""
+
+    mape: float
+    bias: float
+    worst: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +90,8 @@ class Apart:
 
     session: int
     mape: float  # of the table as published
+    again: Judged
+    by_fastest: Judged
     parts: Parts
     calibrations: Calibrations | None  # None where nothing was calibrated
     groups: tuple[Group, ...]  # empty without a pair
@@ -123,19 +135,15 @@ def session(home: Path, *, pair: Sequence[str] | None, draws: int) -> Apart:
         known = {op.op_id: op for op in validation.ops}
         networks = [known[op_id] for op_id in timed]
         here = summarise(validation.ops, store.visits([campaigns["validate"].campaign_id]))
-        visits = timed_as(store, home, [campaigns["collect"].campaign_id], collection.ops)
+        visits = store.visits([campaigns["collect"].campaign_id])
+        fastest = with_fastest(visits, collection.ops, store.raw_visits([campaigns["collect"].campaign_id]))
         calibrations = None
         if "calibrate" in campaigns and (home / "calibrated.json").exists():
             judged = json.loads((home / "calibrated.json").read_text())["report"]["calibrated"]
             pool = pooled(store, collection)
             own = {op.op_id for op in campaigns["calibrate"].spec.ops if op.role == "network"}
             again, without = recalibrated(
-                collection,
-                pool.ops,
-                timed_as(store, home, pool.campaign_ids, pool.ops),
-                own=own,
-                here=here,
-                networks=networks,
+                collection, pool.ops, store.visits(pool.campaign_ids), own=own, here=here, networks=networks
             )
             calibrations = Calibrations(
                 published=(judged["mape"]["value"], judged["bias"]["value"]) if judged else None,
@@ -146,6 +154,8 @@ def session(home: Path, *, pair: Sequence[str] | None, draws: int) -> Apart:
     return Apart(
         session=int(home.name.partition("-")[2]),
         mape=float(np.abs(predicted / measured - 1.0).mean()),
+        again=judged_again(collection, visits, here, networks),
+        by_fastest=judged_again(collection, fastest, here, networks),
         parts=parts(
             errors,
             predicted_by_lease(here, networks, predicted, n_instances=validation.plan.instances),
@@ -154,15 +164,6 @@ def session(home: Path, *, pair: Sequence[str] | None, draws: int) -> Apart:
         calibrations=calibrations,
         groups=() if pair is None else groups(pair, networks, measured / predicted - 1.0),
     )
-
-
-def timed_as(store: Store, home: Path, campaign_ids: Sequence[str], ops: Sequence[CampaignOp]) -> Visits:
-    """Return the visits of campaigns, ops timed by the calls that the session's table takes them from."""
-    visits = store.visits(campaign_ids)
-    agents = dict(zip(visits.session_ids, visits.session_agents, strict=True))
-    table = json.loads((home / "validate.json").read_text())["report"]["table"]
-    fastest_of = by_fastest(ops, Lut.load(table, folder=home / "luts").meta.op_calls)
-    return visits_of(store.raw_visits(campaign_ids), campaign_ids, agents, fastest_of=fastest_of)
 
 
 @contextmanager
@@ -176,6 +177,38 @@ def opened(path: Path) -> Iterator[Store]:
                 shutil.copyfile(part, Path(scratch) / part.name)
         with Store.open(Path(scratch) / path.name) as store:
             yield store
+
+
+# --- The table made again
+
+
+def with_fastest(visits: Visits, ops: Sequence[CampaignOp], raw_visits: Iterable[RawVisit]) -> Visits:
+    """Return the visits of one campaign with the fastest undisturbed call of all that is no whole network."""
+    whole = {op.op_id for op in ops if op.is_whole}
+    block_ns = visits.block_ns.copy()
+    for number, timing in enumerate(visit.timing for visit in raw_visits):
+        if timing.op_id not in whole:
+            lost = set(timing.disturbed)
+            kept = [ns for place, ns in enumerate(timing.samples_ns) if place not in lost]
+            block_ns[number] = min(kept or timing.samples_ns)
+    return replace(visits, block_ns=block_ns)
+
+
+def judged_again(spec: CampaignSpec, visits: Visits, here: Summary, networks: Sequence[CampaignOp]) -> Judged:
+    """Return the errors, at `here`'s scale, of the table that a collection's visits make."""
+    summary = summarise(spec.ops, visits)
+    rows = table(spec.ops, summary, spec)
+    measured = np.array([here.by_id[network.op_id].time_ms for network in networks])
+    best = preferred(rows)
+    sums = np.array([network_sum(network.ops, best) for network in networks])
+    off = told_scale(spec.ops, summary, rows, here) * sums / measured - 1.0
+    return Judged(mape=float(np.abs(off).mean()), bias=float(off.mean()), worst=float(np.abs(off).max()))
+
+
+def told_scale(ops: Sequence[CampaignOp], summary: Summary, rows: Sequence[Row], here: Summary) -> float:
+    """Return how many times slower `here` is than the table of a summary: by carriers of in-situ rows, else by ops."""
+    carriers = timed_carriers(ops, summary.by_id) if any(row.method == "in_situ" for row in rows) else ()
+    return carrier_scale(here, carriers) or session_scale(here, as_timed(rows)) or np.nan
 
 
 # --- The mean square error
@@ -270,8 +303,7 @@ def recalibrated(
     """
     summary = summarise(ops, visits)
     rows = table(ops, summary, spec)
-    carriers = timed_carriers(ops, summary.by_id) if any(row.method == "in_situ" for row in rows) else ()
-    scale = carrier_scale(here, carriers) or session_scale(here, as_timed(rows)) or np.nan
+    scale = told_scale(ops, summary, rows, here)
     measured = np.array([here.by_id[network.op_id].time_ms for network in networks])
 
     def errors(rows: Sequence[Row]) -> tuple[float, float]:
@@ -322,6 +354,11 @@ def lines(found: Sequence[Apart]) -> list[str]:
             f"  mean square error {1e4 * p.mean_square:.2f} %²: bias² {1e4 * p.bias:.2f}, noise of the truth {truth}, "
             f"chance in the table's visits {1e4 * p.chance:.2f}, the rest {1e4 * p.rest:.2f}",
         ]
+        made = [
+            f"{name} {100 * it.mape:.2f} ({100 * it.bias:+.2f}), worst {100 * it.worst:.1f}"
+            for name, it in (("as it is", one.again), ("ops by their fastest calls", one.by_fastest))
+        ]
+        told.append(f"  table made again, MAPE % (bias): {'; '.join(made)}")
         if one.calibrations is not None:
             c = one.calibrations
             each = (("published", c.published), ("again", c.again), ("without ends", c.without_ends))

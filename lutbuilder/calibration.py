@@ -219,7 +219,7 @@ def _space(request: CalibrateRequest, lut: Lut, opening: Opening) -> SearchSpace
 
 def _measured(host: Host, spec: CampaignSpec, agent: AgentState, base: Lut | None) -> tuple[CampaignState, Draft]:
     state = host.run(unpublished(spec, host.store, base))
-    return state, draft(host, state, agent, base=base)
+    return state, draft(host, state, agent)
 
 
 def _outcome(host: Host, state: CampaignState, lut: Lut, calibrated: Calibrated) -> CalibrateOutcome:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lutbuilder.campaign.calibrated import refitted
 from lutbuilder.campaign.draft import fitted
-from lutbuilder.campaign.evidence import Evidence, by_fastest, visits_of
+from lutbuilder.campaign.evidence import Evidence, visits_of
 from lutbuilder.lut import Lut, merge, preferred
 from lutbuilder.lut.calibrated import SOURCES
 from lutbuilder.lut.folder import SAMPLES, folder_at, key, version_of
@@ -177,12 +177,7 @@ def _again(
         return *merge(base, kept, meta, new_conditions=True), 0
     try:
         evidence = Evidence.from_json(samples.fit or {})
-        visits = visits_of(
-            samples.visits(),
-            evidence.campaign_ids,
-            evidence.agents,
-            fastest_of=by_fastest(evidence.ops, meta.op_calls),
-        )
+        visits = visits_of(samples.visits(), evidence)
     except SpecError as error:
         raise LutCorrupt(f"{samples.path} is damaged ({error}). Restore it, or: {_collect(version)}") from error
     draft = fitted(

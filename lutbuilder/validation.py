@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from lutbuilder.campaign.carriers import carriers_of, midmean
 from lutbuilder.campaign.collect import draft, publish_draft, runtime_version, timed_fraction
 from lutbuilder.campaign.estimates import Summary, summarise
-from lutbuilder.campaign.evidence import by_fastest, visits_of
 from lutbuilder.campaign.host import ALONE, Opening
 from lutbuilder.campaign.plan import campaign_ops, overhead_op
 from lutbuilder.campaign.request import OnProgress, ValidateOutcome, ValidateRequest
@@ -39,7 +38,7 @@ from lutbuilder.stats.quality import (
 from lutbuilder_agent.errors import CampaignFailed, Interrupted, LutConflict, SpecError
 
 if TYPE_CHECKING:
-    from lutbuilder.coordinator.store import CampaignState, Store
+    from lutbuilder.coordinator.store import CampaignState
     from lutbuilder.lut import Lut, Row
     from lutbuilder.lut.schema import Carrier
     from lutbuilder.op import OpSpec
@@ -109,10 +108,9 @@ def validate(request: ValidateRequest, on_progress: OnProgress, *, opening: Open
             timed_before = spec.key in campaigns and campaigns[spec.key].state == "done"
             state = host.run(spec)
             check_list(state.spec, networks)
-            made = draft(host, state, agent, base=base)
+            made = draft(host, state, agent)
             merged, merged_meta = merge(base, made.rows, made.meta)
             visits = host.store.visits([spec.key])
-            here = summarise(spec.ops, visits)
             report = make_report(
                 networks,
                 spec,
@@ -120,8 +118,7 @@ def validate(request: ValidateRequest, on_progress: OnProgress, *, opening: Open
                 published=base.rows(),
                 carriers=base.meta.carriers,
                 pooled_carriers=merged_meta.carriers,
-                here=here,
-                here_ops=as_in(base, host.store, spec) or here,
+                here=summarise(spec.ops, visits),
                 undrifted=summarise(spec.ops, visits, steady=True),
                 about=About(
                     table=f"{base.name}@{base.version}",
@@ -217,7 +214,6 @@ def make_report(
     pooled: Iterable[Row],
     published: Iterable[Row],
     here: Summary,
-    here_ops: Summary | None = None,
     undrifted: Summary,
     about: About,
     carriers: Sequence[Carrier] = (),
@@ -226,7 +222,6 @@ def make_report(
     """Return the report of a campaign over `networks`.
 
     `here` is the fit of this campaign's visits alone and gives the networks' truth, `undrifted` their plain medians;
-    `here_ops` gives the ops' times as the table has them, None where `here` does;
     `published` are the rows of the table as it was, `pooled` those with this campaign's op visits in them, and
     `carriers` and `pooled_carriers` what either was fitted to. Calibrated rows of `published` are judged beside the
     measured ones. Networks that were not timed, or of which an op failed, are
@@ -240,8 +235,7 @@ def make_report(
     before = preferred(row for row in published if row.method != "calibrated") or preferred(published)
     now = preferred(row for row in pooled if row.method != "calibrated") or preferred(pooled)
     kept = [net for net in networks if net.op_id in here.by_id and np.isfinite(network_sum(net.ops, now))]
-    here_ops = here_ops or here
-    scale_now = _scale(here, here_ops, pooled, pooled_carriers)
+    scale_now = _scale(here, pooled, pooled_carriers)
     if len(kept) < 3 or scale_now is None:
         raise CampaignFailed(
             f"only {len(kept)} of {len(networks)} networks were timed, and all their ops too, in {about.rounds} "
@@ -251,8 +245,8 @@ def make_report(
     truth = np.array([here.by_id[name].time_ms for name in names])
     predicted = scale_now * network_sums(kept, now)
     alone = as_timed(published)
-    ops_scale = session_scale(here_ops, alone) if alone or not published else 1.0
-    scale = _scale(here, here_ops, published, carriers)
+    ops_scale = session_scale(here, alone) if alone or not published else 1.0
+    scale = _scale(here, published, carriers)
     scaled = float("nan") if scale is None else scale
     published_ms = scaled * network_sums(kept, before)
     by_ops_ms = (float("nan") if ops_scale is None or scale == ops_scale else ops_scale) * network_sums(kept, before)
@@ -346,22 +340,12 @@ def as_timed(rows: Iterable[Row]) -> Mapping[str, Row]:
     return preferred(row for row in rows if row.method in ("isolated", "context"))
 
 
-def as_in(lut: Lut, store: Store, spec: CampaignSpec) -> Summary | None:
-    """Return the fit of a campaign's visits, ops timed as `lut` has them; None where those are the store's medians."""
-    if lut.meta.op_calls == "median":
-        return None
-    visits = store.visits([spec.key])
-    agents = dict(zip(visits.session_ids, visits.session_agents, strict=True))
-    fastest_of = by_fastest(spec.ops, lut.meta.op_calls)
-    return summarise(spec.ops, visits_of(store.raw_visits([spec.key]), [spec.key], agents, fastest_of=fastest_of))
-
-
-def _scale(here: Summary, here_ops: Summary, rows: Sequence[Row], carriers: Sequence[Carrier]) -> float | None:
+def _scale(here: Summary, rows: Sequence[Row], carriers: Sequence[Carrier]) -> float | None:
     """Return a table's scale in this session, told by what the table is made of: carriers of in-situ rows, else ops."""
     in_situ = any(row.method == "in_situ" for row in rows)
     if in_situ and (scale := carrier_scale(here, carriers)) is not None:
         return scale
-    return session_scale(here_ops, as_timed(rows)) if as_timed(rows) or not rows else 1.0
+    return session_scale(here, as_timed(rows)) if as_timed(rows) or not rows else 1.0
 
 
 def carrier_scale(here: Summary, carriers: Sequence[Carrier]) -> float | None:

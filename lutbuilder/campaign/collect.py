@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lutbuilder.campaign.carriers import choose_carriers
 from lutbuilder.campaign.draft import Draft, fitted
 from lutbuilder.campaign.estimates import Summary
-from lutbuilder.campaign.evidence import Evidence, FailedOp, by_fastest, visits_of
+from lutbuilder.campaign.evidence import Evidence, FailedOp
 from lutbuilder.campaign.host import ALONE, Host, Opening
 from lutbuilder.campaign.knots import estimates_of, staged
 from lutbuilder.campaign.plan import campaign_ops, expected_uses, make_plan
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lutbuilder.coordinator.schedule import StoredFailure
     from lutbuilder.coordinator.store import AgentState, CampaignState, Store
     from lutbuilder.lut import Lut, LutMeta
-    from lutbuilder.lut.schema import OpCalls
     from lutbuilder.lut.store import RawVisit
     from lutbuilder.op import OpSpec
     from lutbuilder.spaces import SearchSpace
@@ -72,12 +71,9 @@ def collect(request: CollectRequest, on_progress: OnProgress, *, opening: Openin
             env_id = agent.fingerprint.env_id
             version = runtime_version(agent, runtime)
             # Rows of another environment, engine version or way of timing say nothing about this machine as it is now.
-            fresh = (
-                base is None
-                or _conditions(base.meta.fingerprint.env_id, base.meta.runtime_version, base.meta.plan)
-                != _conditions(env_id, version, plan)
-                or base.meta.op_calls != op_calls(target)
-            )
+            fresh = base is None or _conditions(
+                base.meta.fingerprint.env_id, base.meta.runtime_version, base.meta.plan
+            ) != (_conditions(env_id, version, plan))
             wanted = space.ops() if request.again or fresh else missing(space.ops(), base, request.precision)
             if request.max_ops is not None and base is not None and not fresh:
                 wanted = tuple(op for op in wanted if op not in base or base[op].evidence == "modelled")
@@ -216,14 +212,8 @@ def footer(spec: CampaignSpec, agent: AgentState) -> LutMeta:
         plan=spec.plan,
         tool_version=__version__,
         created=datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
-        op_calls=op_calls(spec.target),
         conditions=f"precision {spec.precision:g}, budget {spec.budget_s:g} s, {timer(agent, spec.target.runtime)}",
     )
-
-
-def op_calls(target: Target) -> OpCalls:
-    """Return which of a visit's calls says what an op took: where networks are cold, the fastest (decision 0014)."""
-    return "fastest" if target.cache == "cold" else "median"
 
 
 def timer(agent: AgentState, runtime: str) -> str:
@@ -307,12 +297,10 @@ def draft(
     *,
     impute: SearchSpace | None = None,
     keep_flagged: bool = False,
-    base: Lut | None = None,
 ) -> Draft:
     """Fit the campaign's pool and make rows, imputed ones for those ops of `impute` that were not measured.
 
-    The rows are to join those of `base`, if there is one: ops took what the same calls of a visit took as there. Raises
-    CampaignFailed, with the reasons, if nothing was measured.
+    Raises CampaignFailed, with the reasons, if nothing was measured.
     """
     from lutbuilder.lut import QualitySummary
 
@@ -323,25 +311,14 @@ def draft(
     if not len(visits):
         told = "; ".join(list(dict.fromkeys(f"{f.reason}: {f.detail}" for f in host.store.failures(spec.key)))[:3])
         raise CampaignFailed(f"nothing was measured ({state.reason}). {told or 'Type `lutbuilder doctor`'}")
-    evidence = _evidence(
-        host.store, pool, visits, state, imputed_space=impute.name if impute else "", keep_flagged=keep_flagged
-    )
-    about = footer(spec, agent)
-    if base is not None:
-        about = replace(about, op_calls=base.meta.op_calls)
-    if about.op_calls != "median":
-        visits = visits_of(
-            _raw_visits(host.store, n_visits),
-            evidence.campaign_ids,
-            evidence.agents,
-            fastest_of=by_fastest(evidence.ops, about.op_calls),
-        )
     made = fitted(
-        evidence,
+        _evidence(
+            host.store, pool, visits, state, imputed_space=impute.name if impute else "", keep_flagged=keep_flagged
+        ),
         visits,
         _raw_visits(host.store, n_visits),
         replace(
-            about,
+            footer(spec, agent),
             spaces=pool.spaces,
             sessions=pool.sessions,
             # Even where they corrected nothing: that was their word too.

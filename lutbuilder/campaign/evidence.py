@@ -6,20 +6,19 @@ who measured, and under which rules sessions were left out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from lutbuilder.campaign.spec import CampaignOp, Role
-from lutbuilder.coordinator.samples import fastest, summary
+from lutbuilder.coordinator.samples import summary
 from lutbuilder.op import OpSpec
 from lutbuilder.stats.records import COLUMNS, Visits
 from lutbuilder_agent.errors import SpecError
 
 if TYPE_CHECKING:
-    from lutbuilder.lut.schema import OpCalls
     from lutbuilder.lut.store import RawVisit
 
 Purpose = Literal["collect", "validate", "calibrate"]
@@ -104,31 +103,16 @@ def _op(op_id: str, role: Role, members: Sequence[str], ops: Mapping[str, OpSpec
     return CampaignOp(op_id=op_id, role=role, ops=tuple(ops[member] for member in members))
 
 
-def by_fastest(ops: Iterable[CampaignOp], op_calls: OpCalls) -> frozenset[str]:
-    """Return the ids of those `ops` that took what the fastest call of a visit took: none that is a whole network."""
-    return frozenset(op.op_id for op in ops if not op.is_whole) if op_calls == "fastest" else frozenset()
-
-
-def visits_of(
-    raw_visits: Iterable[RawVisit],
-    campaign_ids: Sequence[str],
-    agents: Mapping[str, str],
-    *,
-    fastest_of: Collection[str] = (),
-) -> Visits:
+def visits_of(raw_visits: Iterable[RawVisit], evidence: Evidence) -> Visits:
     """Return the columns the statistics read, as the store gives them of the same visits: in the same order.
 
-    `agents` by session. Of the ops `fastest_of` (ids), `block_ns` is a visit's fastest call instead of the median.
-    Raises SpecError for a visit of another campaign or session.
+    Raises SpecError for a visit of a campaign or session that `evidence` does not name.
     """
-    by_campaign: dict[str, list[tuple[Any, ...]]] = {name: [] for name in campaign_ids}
+    by_campaign: dict[str, list[tuple[Any, ...]]] = {name: [] for name in evidence.campaign_ids}
     for visit in raw_visits:
         timing = visit.timing
-        if visit.campaign_id not in by_campaign or visit.session_id not in agents:
+        if visit.campaign_id not in by_campaign or visit.session_id not in evidence.agents:
             raise SpecError(f"a visit of campaign {visit.campaign_id}, session {visit.session_id}, which nothing names")
-        block_ns, p90_ns = summary(timing.samples_ns, timing.disturbed)
-        if timing.op_id in fastest_of:
-            block_ns = fastest(timing.samples_ns, timing.disturbed)
         by_campaign[visit.campaign_id].append(
             (
                 timing.op_id,
@@ -137,8 +121,7 @@ def visits_of(
                 timing.order,
                 timing.instance,
                 timing.start_ns,
-                block_ns,
-                p90_ns,
+                *summary(timing.samples_ns, timing.disturbed),
                 len(timing.samples_ns),
                 len(set(timing.preempted)),
             )
@@ -152,5 +135,5 @@ def visits_of(
     arrays: dict[str, Any] = {
         name: np.array(columns.get(name, ()), np.float64 if name in _FLOATS else np.int64) for name in COLUMNS
     }
-    names = tuple(agents[name] for name in session_ids)
-    return Visits(op_ids=op_ids, session_ids=session_ids, session_agents=names, **arrays)
+    agents = tuple(evidence.agents[name] for name in session_ids)
+    return Visits(op_ids=op_ids, session_ids=session_ids, session_agents=agents, **arrays)

@@ -400,7 +400,6 @@ def _provenance(lut: Lut) -> list[tuple[str, str]]:
         ("device", f"{target.device}, environment {meta.fingerprint.env_id}"),
         ("runtime", f"{target.runtime} {meta.runtime_version}"),
         ("set-up", f"{target.dtype}, batch {target.batch}, {target.threads} thread(s), cache {target.cache}"),
-        ("timed", "ops by the fastest call of every visit, networks by the median" if meta.op_calls == "fastest" else ""),
         ("spaces", ", ".join(meta.spaces)),
         ("created", f"{meta.created} by lutbuilder {meta.tool_version}"),
         ("parent", "" if meta.parent_version is None else f"version {meta.parent_version}"),

@@ -1,4 +1,4 @@
-"""One visit's raw samples as bytes for the store, and the numbers the statistics read of them: pure functions."""
+"""One visit's raw samples as bytes for the store, and the two numbers the statistics read of them: pure functions."""
 
 from __future__ import annotations
 
@@ -69,20 +69,10 @@ def summary(samples_ns: Sequence[int], disturbed: Sequence[int]) -> tuple[float,
 
     Percentiles interpolate linearly, as numpy's do; 20 samples are too few to be worth a trip into numpy.
     """
-    ordered = sorted(_undisturbed(samples_ns, disturbed))
-    return _quantile(ordered, 0.5), _quantile(ordered, _P90)
-
-
-def fastest(samples_ns: Sequence[int], disturbed: Sequence[int]) -> float:
-    """Return the ns of the fastest call that was not disturbed; of all calls if all were."""
-    return float(min(_undisturbed(samples_ns, disturbed)))
-
-
-def _undisturbed(samples_ns: Sequence[int], disturbed: Sequence[int]) -> Sequence[int]:
-    if not disturbed:
-        return samples_ns
     lost = frozenset(disturbed)
-    return [ns for number, ns in enumerate(samples_ns) if number not in lost] or samples_ns
+    kept = [ns for number, ns in enumerate(samples_ns) if number not in lost] if lost else samples_ns
+    ordered = sorted(kept or samples_ns)
+    return _quantile(ordered, 0.5), _quantile(ordered, _P90)
 
 
 def _quantile(ordered: Sequence[int], fraction: float) -> float:

@@ -31,9 +31,9 @@ def merge(
     and their reports, and fitted networks accumulate; a calibration stays with its rows, carriers until there are new
     ones; all else in the footer comes from `meta`. With `new_conditions` a base measured under other conditions is left
     behind: the new version starts with `rows` alone, the old one stays.
-    Raises LutConflict naming the field where target, fingerprint, runtime version, threads, cache, runtime options or
-    op_calls differ (device, runtime, dtype and batch: even with `new_conditions`), or where a row is not of the
-    target's batch or cache.
+    Raises LutConflict naming the field where target, fingerprint, runtime version, threads, cache or runtime options
+    differ (device, runtime, dtype and batch: even with `new_conditions`), or where a row is not of the target's batch
+    or cache.
     """
     rows = tuple(rows)
     _check_rows(rows, meta)
@@ -144,7 +144,6 @@ def _conflicts(old: LutMeta, new: LutMeta) -> Iterator[tuple[str, Any, Any]]:
     yield from _differs("runtime_version", old.runtime_version, new.runtime_version)
     for name in ("runtime", "options", "train_ops", *_CONDITIONS):
         yield from _differs(f"plan.{name}", getattr(old.plan, name), getattr(new.plan, name))
-    yield from _differs("op_calls", old.op_calls, new.op_calls)
     if old.fingerprint.env_id != new.fingerprint.env_id:
         yield from _differs("fingerprint.device", old.fingerprint.device, new.fingerprint.device)
         old_facts, new_facts = dict(old.fingerprint.facts), dict(new.fingerprint.facts)

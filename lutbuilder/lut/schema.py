@@ -45,7 +45,6 @@ Method = Literal["isolated", "context", "in_situ", "calibrated", "imputed"]
 ExecStatus = Literal[
     "native", "promoted", "weight_only", "bit_serial", "emulated", "unsupported", "failed"
 ]  # fmt: skip  # one line reads as one list
-OpCalls = Literal["median", "fastest"]
 EVIDENCES: tuple[str, ...] = get_args(Evidence)  # most direct knowledge first: lookups prefer it
 METHODS: tuple[str, ...] = get_args(Method)
 EXEC_STATUSES: tuple[str, ...] = get_args(ExecStatus)
@@ -435,11 +434,10 @@ class Carrier:
 class LutMeta:
     """The footer: where a table comes from and what it speaks for. Publishing fills in version, parent, hash, quality.
 
-    `name` is the folder below luts/, by default `target.lut_name`. `op_calls`: an op took what the median or the
-    fastest call of a visit took (decision 0014), a network always the median. `validation` and `calibration` are
-    JSON-able; each says itself what it speaks about. `created` is ISO 8601 in UTC; the caller owns the clock. `noisy`
-    names the rules of the gate that this version fails (lutbuilder.lut.lint). `drift_trace` is the newest campaign's
-    machine: seconds since its first visit, and its speed relative to the typical (0.6: calls take 1 / 0.6 as long).
+    `name` is the folder below luts/, by default `target.lut_name`. `validation` and `calibration` are JSON-able; each
+    says itself what it speaks about. `created` is ISO 8601 in UTC; the caller owns the clock. `noisy` names the rules
+    of the gate that this version fails (lutbuilder.lut.lint). `drift_trace` is the newest campaign's machine: seconds
+    since its first visit, and its speed relative to the typical (0.6: calls take 1 / 0.6 as long).
     """
 
     target: Target
@@ -449,7 +447,6 @@ class LutMeta:
     tool_version: str
     created: str
     name: str = ""
-    op_calls: OpCalls = "median"
     schema_version: int = SCHEMA_VERSION
     version: int = 0  # 0: not published yet
     parent_version: int | None = None

@@ -15,9 +15,9 @@ from lutbuilder_agent.errors import ShapeError
 class Visits:
     """Columns of equal length n, one entry a visit; `op` and `session` index `op_ids` and `session_ids`.
 
-    `block_ns` is the median of the visit's calls that were not disturbed, in ns; of ops in cold tables, the fastest
-    (decision 0014). `p90_ns` is their 90th percentile; `start_ns` counts within the session. Order of visits does not
-    matter. `session_agents` names the agent of every session, parallel to `session_ids`; empty: one agent made all.
+    `block_ns` is the visit's median over calls that were not disturbed, in ns per call; `p90_ns` its 90th percentile;
+    `start_ns` counts within the session. Order of visits does not matter. `session_agents` names the agent of every
+    session, parallel to `session_ids`; empty: one agent made them all.
     """
 
     op_ids: tuple[str, ...]

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
 import pytest
 
@@ -18,12 +17,10 @@ from lutbuilder.campaign import draft
 from lutbuilder.campaign.estimates import summarise
 from lutbuilder.campaign.state import STORE_NAME
 from lutbuilder.coordinator.store import Store
-from lutbuilder.lower import lower
 from lutbuilder.lut import Lut, publish, write_samples
 from lutbuilder.lut.store import open_samples
 from lutbuilder.rebuild import rebuild
 from lutbuilder_agent.errors import LutConflict, LutCorrupt, LutNotFound, SamplesMissing
-from lutbuilder_agent.runtimes.simulated import true_ns
 from tests.desk import NAME, Desk
 from tests.lut_examples import example_meta, example_op, example_row
 
@@ -83,25 +80,6 @@ def test_a_validation_and_a_calibration_time_the_tables_carriers_again(measured:
         timed = {op.op_id for op in specs[purpose].ops if op.role == "carrier"}
         assert timed == {carrier.op_id for carrier in first.meta.carriers}, purpose
         assert len(timed) == 8
-
-
-def test_a_cold_tables_ops_took_what_fastest_calls_took_wherever_they_are_timed_and_made_again(desk: Desk) -> None:
-    ended = desk.run(*desk.collecting(*COLLECTING, "--carriers", "8", "--cache", "cold"))
-    assert ended.status == 0, ended.err
-    name, noise = f"{NAME}-cold", 0.02
-    lut = Lut.load(desk.luts / name)
-    assert lut.meta.op_calls == "fastest"
-    rows = [row for row in lut.rows() if row.method == "context" and row.kind != "identity"]
-    typical = np.median([(row.latency_ms or np.nan) / (true_ns(lower(row.op)) / 1e6) for row in rows])
-    assert typical < 1.0 - noise, "as fast as the fastest of twenty calls, not as the median one"
-    networks = [row.latency_ms / (true_ns(lower(row.op)) / 1e6) for row in lut.rows() if row.method == "in_situ"]
-    assert abs(np.median(networks) - 1.0) < noise, "carriers, by medians, bring them to what networks take"
-    words = ("--random", "4", "--searched", "0", "--rounds", "6", "--state-dir", str(desk.state), "--json")
-    report = desk.run("validate", str(desk.luts / name), *words).json["report"]
-    assert abs(report["ops_scale"] - 1.0) < noise / 2, "ops of both sessions by the same calls"
-    made = rebuild(f"{name}@2", luts=desk.luts)
-    assert made.identical
-    assert made.lut.meta.op_calls == "fastest"
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])

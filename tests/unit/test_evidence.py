@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lutbuilder.campaign.evidence import Evidence, FailedOp, by_fastest, visits_of
+from lutbuilder.campaign.evidence import Evidence, FailedOp, visits_of
 from lutbuilder.campaign.spec import CampaignOp
-from lutbuilder.coordinator.store import RawVisit, Store
+from lutbuilder.coordinator.store import Store
 from lutbuilder.op import OpSpec
 from lutbuilder.stats.records import COLUMNS
 from lutbuilder_agent.errors import SpecError
@@ -69,7 +69,7 @@ def test_visits_read_back_are_those_of_the_store_in_its_order(tmp_path: Path) ->
             store.commit_report(report(number, report_id=f"o{number}", **one), now_s=2.0)
             store.commit_report(report(number), now_s=3.0)
         ids = EVIDENCE.campaign_ids
-        expected, found = store.visits(ids), visits_of(store.raw_visits(ids), ids, EVIDENCE.agents)
+        expected, found = store.visits(ids), visits_of(store.raw_visits(ids), EVIDENCE)
     for name in (field.name for field in fields(expected)):
         there, here = getattr(expected, name), getattr(found, name)
         if name in COLUMNS:
@@ -83,20 +83,7 @@ def test_visits_that_nothing_names_are_refused_and_none_are_none(tmp_path: Path)
     with filled(Store.open(tmp_path / "campaigns.sqlite")) as store:
         store.commit_report(report(), now_s=2.0)
         visits = list(store.raw_visits([SPEC.key]))
-    for ids, agents in ((EVIDENCE.campaign_ids, {}), ((OTHER.key,), EVIDENCE.agents)):
+    for less in (replace(EVIDENCE, agents={}), replace(EVIDENCE, campaign_ids=(OTHER.key,))):
         with pytest.raises(SpecError, match="which nothing names"):
-            visits_of(visits, ids, agents)
-    assert len(visits_of((), EVIDENCE.campaign_ids, EVIDENCE.agents)) == 0
-
-
-def test_the_fastest_call_counts_of_ops_pairs_and_overheads_and_never_of_whole_networks() -> None:
-    whole = {op.op_id for op in EVIDENCE.ops if op.role in ("network", "carrier")}
-    assert by_fastest(EVIDENCE.ops, "median") == frozenset()
-    ops = by_fastest(EVIDENCE.ops, "fastest")
-    assert ops == {op.op_id for op in EVIDENCE.ops} - whole
-    assert whole
-    calls = {"samples_ns": (90, 40, 50, 60, 70), "preempted": (1,)}  # the fastest one was disturbed
-    made = [replace(timing(n, **calls), op_id=op_id) for n, op_id in enumerate((min(ops), min(whole)))]
-    visits = [RawVisit(campaign_id="c", session_id="s", timing=one) for one in made]
-    assert visits_of(visits, ("c",), {"s": "me"}, fastest_of=ops).block_ns.tolist() == [50.0, 65.0]
-    assert visits_of(visits, ("c",), {"s": "me"}).block_ns.tolist() == [65.0, 65.0]
+            visits_of(visits, less)
+    assert len(visits_of((), EVIDENCE)) == 0

@@ -215,7 +215,6 @@ OWN_NAME = "publish it under its own name"
         ({"runtime_version": "1.21.0"}, "runtime_version was '1.20.0' and is now '1.21.0'", ADVICE),
         ({"plan": replace(PLAN, threads=2)}, "plan.threads was 1 and is now 2", ADVICE),
         ({"plan": replace(PLAN, cache="rotating", train_ops=5)}, "plan.train_ops was", ADVICE),
-        ({"op_calls": "fastest"}, "op_calls was 'median' and is now 'fastest'", ADVICE),
         ({"plan": replace(PLAN, options=(("spin", "0"),))}, "plan.options was () and is now (('spin', '0'),)", ADVICE),
         (
             {"fingerprint": NEWER_KERNEL},

@@ -14,17 +14,17 @@ import pytest
 
 from benchmarks import take_apart
 from benchmarks.error_curve import Point, campaigns, curve, visit_times_s
-from benchmarks.take_apart import Group, finished, groups, parts, session
+from benchmarks.take_apart import Group, finished, groups, parts, session, with_fastest
 from benchmarks.three_sessions import CommandFailed, Errors, Figures, Options, check_options, lines, run_session
 from lutbuilder.campaign.plan import campaign_ops
 from lutbuilder.campaign.spec import CampaignOp, CampaignSpec, Target
-from lutbuilder.coordinator.store import CampaignState, Store
+from lutbuilder.coordinator.store import CampaignState, RawVisit, Store
 from lutbuilder.lower import lower
-from lutbuilder.lut import publish
 from lutbuilder.op import OpSpec
 from lutbuilder_agent.errors import SpecError, UnknownName
 from lutbuilder_agent.records import AgentHello, Fingerprint, Plan, Report, RuntimeReport, Timing
-from tests.lut_examples import example_meta, example_row
+from tests.simulated_visits import log_spread, simulate
+from tests.store_examples import timing
 from tests.worked_example import EXAMPLE, block, conv
 
 # --- error_curve.py
@@ -352,8 +352,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for net in JUDGED
     ]
     calibrated = {"mape": {"value": 0.003}, "bias": {"value": 0.001}}
-    lut = publish([example_row()], replace(example_meta(), op_calls="fastest"), folder=home / "luts")
-    (home / "validate.json").write_text(json.dumps({"report": {"networks": networks, "table": lut.spec}}))
+    (home / "validate.json").write_text(json.dumps({"report": {"networks": networks}}))
     (home / "calibrated.json").write_text(json.dumps({"report": {"calibrated": calibrated}}))
     return home
 
@@ -366,6 +365,8 @@ def test_a_session_is_taken_apart_from_what_it_left_and_nothing_is_written_there
     assert found.parts.bias == pytest.approx(np.log(1.02) ** 2), "all of the error is bias"
     assert found.parts.mean_square == pytest.approx(found.parts.bias)
     assert 0.0 < found.parts.chance < 0.002**2, "a network has the noise of many ops, and 9 preparations"
+    assert found.again.mape < 0.005, "made again it is not 2 % high"
+    assert found.by_fastest == found.again, "all calls of a visit of this device take as long"
     assert found.calibrations is not None
     assert found.calibrations.published == (0.003, 0.001)
     for mape, _ in (found.calibrations.again, found.calibrations.without_ends):
@@ -374,6 +375,15 @@ def test_a_session_is_taken_apart_from_what_it_left_and_nothing_is_written_there
     assert [group.holds for group in found.groups] == ["A and B", "A alone", "B alone", "neither"]
     assert sum(group.n for group in found.groups) == len(JUDGED)
     assert "noise of the truth" in take_apart.lines([found])[1]
+
+
+def test_the_fastest_undisturbed_call_counts_of_an_op_and_not_of_a_whole_network() -> None:
+    visits = simulate(log_spread(2), rounds=1, seed=0, instances=1).visits
+    ops = (CampaignOp.of(ARCHS[0][0]), CARRIERS[0])
+    calls = {"samples_ns": (90, 40, 50, 60, 70), "preempted": (1,)}
+    made = [replace(timing(number, **calls), op_id=op.op_id) for number, op in enumerate(ops)]
+    raw = [RawVisit(campaign_id="c", session_id="s", timing=one) for one in made]
+    assert with_fastest(visits, ops, raw).block_ns.tolist() == [50.0, visits.block_ns[1]]
 
 
 def test_the_parts_of_an_error_are_told_apart_and_add_up() -> None:
