@@ -352,8 +352,7 @@ def carrier_scale(here: Summary, carriers: Sequence[Carrier]) -> float | None:
     """Return how many times slower `here` is than a table, by the carriers it was fitted to: the midmean of ratios.
 
     In-situ rows are at the level of their carriers' session, and what a session does to networks it does not do to ops
-    timed alone (docs/decisions/0008). No held-out network enters it.
-    None for fewer than 6 carriers.
+    timed alone (docs/decisions/0008). No held-out network enters it. None for fewer than 6 carriers.
     """
     ratios = [here.by_id[it.op_id].time_ms / it.time_ms for it in carriers if it.op_id in here.by_id]
     if len(ratios) < LEAST_NETWORKS:

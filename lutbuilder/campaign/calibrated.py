@@ -147,10 +147,9 @@ def calibrate_rows(
     """Return calibrated rows of the `covered` ops, fitted to whole networks and, if there are any, carriers.
 
     `estimates` by op_id, networks (`on_carriers_scale`) and ops among them: these tell how fast the machine was beside
-    the rows. `method`
-    None: the one that predicts networks left out of the fit best, if it betters the table's lookups. An intercept of
-    the affine method goes into the call overhead of the ops that networks begin with: a network has that once. Raises
-    CampaignFailed if too few networks were timed.
+    the rows. `method` None: the one that predicts networks left out of the fit best, if it betters the table's lookups.
+    An intercept of the affine method goes into the call overhead of the ops that networks begin with: a network has
+    that once. Raises CampaignFailed if too few networks were timed.
     """
     rows = tuple(rows)
     corrected = sources(rows)

@@ -44,9 +44,9 @@ Seen = dict[bytes, tuple[Arch, float] | None]  # archs by what was drawn, with t
 
 
 def choose_carriers(space: SearchSpace, n: int, *, seed: int) -> tuple[CampaignOp, ...]:
-    """Return up to `n` different random networks, spread evenly over the space's whole range, in the order of a list.
+    """Return up to `n` different random networks, spread evenly over the space's whole range, smallest first.
 
-    Half of them by their MACs, the others by those MACs alone that are of grouped layers: what such a MAC costs is what
+    One by its MACs, the next by those MACs alone that are of grouped layers, and so on: what such a MAC costs is what
     engines differ in most, so the slowest networks of one are not those of another (decision 0014). Each network starts
     at a random arch and takes random changes of one choice that bring it nearer to its place. Fewer than `n` only where
     the space has fewer.

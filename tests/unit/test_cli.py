@@ -481,6 +481,14 @@ def test_a_published_table_is_listed_and_shown(cli, tmp_path):
         assert "1.5000" in out
 
 
+@pytest.mark.parametrize(("hi_ms", "told"), [(0.0015, "±50.0 %"), (26.0, "more than itself")])
+def test_a_call_overhead_that_is_all_but_nothing_has_no_figure_of_millions_of_per_cent(cli, tmp_path, hi_ms, told):
+    overhead = OpSpec(kind="identity", in_channels=3, out_channels=3, height=8, width=8)
+    times = {"latency_ms": 0.001, "latency_lo_ms": 0.0005, "latency_hi_ms": hi_ms}
+    publish([a_row(), Row.of(overhead, n_rounds=12, **times)], a_meta(), folder=tmp_path / "luts")
+    assert f"{told} median, {told} widest: microseconds" in cli("luts show")[1]
+
+
 def test_the_row_that_a_lookup_takes_is_shown_and_the_others_on_request(cli, tmp_path):
     publish(
         [a_row(), a_row(method="in_situ", latency_ms=1.5, latency_lo_ms=1.2, latency_hi_ms=1.8)],
