@@ -142,7 +142,7 @@ def in_situ_rows(
     the rows' own values: then there is nothing to correct. The call overhead stays as it was measured. Intervals are
     the posterior's.
     """
-    from lutbuilder.campaign.calibrated import patterns
+    from lutbuilder.campaign.patterns import patterns
     from lutbuilder.stats.calibrate import LEAST_NETWORKS, Networks, calibrate
 
     measured = {row.op_id: row for row in rows if row.status == "measured" and row.kind != "identity"}
